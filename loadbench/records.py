@@ -1,0 +1,109 @@
+"""The plain things that move: from the plan to the socket, and from the socket to the disk. No behaviour, no I/O.
+
+Times are integer nanoseconds since the run began, on the monotonic clock; None where a thing never happened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt as drawn from the mix. ``kind`` is the mix entry's name, ``index`` counts draws within the level."""
+
+    kind: str
+    index: int
+    messages: tuple[dict[str, Any], ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt with its due time. ``user`` is the closed-loop user that sends it, None in open loop."""
+
+    seq: int
+    prompt: Prompt
+    due_ns: int
+    user: int | None = None
+
+
+class Sample(NamedTuple):
+    """What happened to one request; one line of ``samples.jsonl``. Key order here is key order there.
+
+    A tuple, not a dataclass: one is made per request on the hot path. ``level`` is the level's index in the run;
+    ``phase`` is ``warmup``, ``load`` or ``canary``. ``chunks`` counts content deltas; ``output_tokens`` comes from
+    where ``token_source`` says (``usage`` or ``chunks``; None: no token seen). ``max_gap_ns`` is the largest pause
+    between two content chunks, ``stall_ns`` the sum of the pauses over one second.
+    """
+
+    level: int
+    phase: str
+    seq: int
+    kind: str
+    user: int | None
+    due_ns: int
+    sent_ns: int | None
+    headers_ns: int | None
+    first_event_ns: int | None
+    first_token_ns: int | None
+    last_token_ns: int | None
+    done_ns: int | None
+    outcome: str
+    detail: str | None
+    http_status: int | None
+    finish_reason: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    token_source: str | None
+    chunks: int
+    keep_alives: int
+    max_gap_ns: int | None
+    stall_ns: int | None
+    bytes_received: int
+    connect_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """N users; each sends its next request when its last one is done."""
+
+    concurrency: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": "closed", "concurrency": self.concurrency}
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A schedule laid down beforehand at ``rate_per_s`` requests per second on average."""
+
+    rate_per_s: float
+    arrivals: str = "poisson"
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": "open", "rate_per_s": self.rate_per_s, "arrivals": self.arrivals}
+
+
+Load = Closed | Open
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One load on one model, measured for a while.
+
+    It stops issuing at ``duration_s`` or after ``requests``, whichever comes first, but not before ``min_requests``.
+    ``start_spacing_s`` is the time between the first requests of two closed-loop users.
+    """
+
+    index: int
+    stage: int
+    model: str
+    load: Load
+    duration_s: float | None
+    requests: int | None
+    min_requests: int
+    seed: int
+    start_spacing_s: float = 0.001
+    max_in_flight: int | None = None
