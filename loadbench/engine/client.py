@@ -1,0 +1,489 @@
+"""Sends one request over HTTP/1.1 and says what happened: ``send(Request) -> Sample``. Load is somebody else's job.
+
+A Protocol on httptools, not aiohttp, because starting a request through aiohttp costs 166 µs and an event 29 µs, and
+that time would be inside the numbers. Every stamp is taken when bytes arrive, before any parsing. Nothing is retried: a
+retry inside a measurement hides a failure and adds a request that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any, cast
+
+import httptools
+import orjson
+
+from loadbench.engine.platform import acknowledge_always, acknowledge_at_once
+from loadbench.engine.sse import Stream, error_text, read_answer, readable
+from loadbench.outcomes import classify
+from loadbench.records import Request, Sample
+
+BODY_LIMIT_BYTES = 16 << 20
+"""Largest answer kept in one piece (non-streaming, or an error page): beyond it the server is not answering a chat."""
+
+GRACE_NS = 1_000_000_000
+"""How long after [DONE] the HTTP message may take to end before the connection is given up (the sample is whole)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """Where requests go and what each of them carries besides its prompt.
+
+    ``host`` and ``port`` are what is connected to (an address, resolved once); ``authority`` is what the Host header
+    says. ``headers`` may hold secrets: they go to the socket and nowhere else.
+    """
+
+    host: str
+    port: int
+    authority: str
+    path: str
+    tls: bool
+    model: str
+    stream: bool
+    temperature: float | None
+    first_token_s: float
+    total_s: float
+    headers: Mapping[str, str]
+    extra: Mapping[str, Any]
+
+
+class Client:
+    """Connections to one endpoint, kept warm, and one request at a time on each.
+
+    ``gaps(kind)`` returns the array that the gaps between content chunks of that kind of prompt are appended to, in
+    nanoseconds. ``origin_ns`` is the run's zero on ``perf_counter_ns``: samples are relative to it.
+    """
+
+    def __init__(self, wire: Wire, origin_ns: int, gaps: Callable[[str], array[int]]) -> None:
+        self.wire = wire
+        self.connections_opened = 0
+        self._origin_ns = origin_ns
+        self._gaps = gaps
+        self._idle: list[_Connection] = []
+        self._busy: set[_Connection] = set()
+        self._head = _request_head(wire)
+        self._tls = ssl.create_default_context() if wire.tls else None
+
+    async def open(self, connections: int) -> None:
+        """Have that many connections ready, so that none is set up inside the level. What fails shows when it sends."""
+        missing = connections - len(self._idle)
+        for start in range(0, missing, 64):  # in batches: a listen backlog is finite
+            batch = [self._connect(self.wire.first_token_s) for _ in range(min(64, missing - start))]
+            opened = await asyncio.gather(*batch, return_exceptions=True)
+            self._idle += [connection for connection in opened if isinstance(connection, _Connection)]
+            if any(isinstance(failure, OSError | TimeoutError) for failure in opened):
+                return
+
+    async def send(self, request: Request, *, level: int, phase: str) -> Sample:
+        """Send one request and wait for its end, whatever that is. Raises nothing that a server can cause."""
+        gaps = self._gaps(request.prompt.kind) if phase == "load" else array("q")
+        exchange = Exchange(request, level, phase, self.wire, gaps)
+        connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            began = perf_counter_ns()
+            try:
+                connection = await self._connect(self.wire.first_token_s)
+            except (OSError, TimeoutError) as error:
+                exchange.fail("connect_refused", str(error) or "no answer before the first-token deadline")
+                return exchange.sample(self._origin_ns)
+            exchange.connect_ns = perf_counter_ns() - began
+        self._busy.add(connection)
+        try:
+            await connection.exchange(exchange, self._head, _request_body(self.wire, request))
+        finally:
+            self._busy.discard(connection)
+        if connection.reusable:
+            self._idle.append(connection)
+        else:
+            connection.abort()
+        return exchange.sample(self._origin_ns)
+
+    def unsent(self, request: Request, level: int, outcome: str) -> Sample:
+        """The record of a request that was never sent."""
+        exchange = Exchange(request, level, "load", self.wire, self._gaps(request.prompt.kind))
+        exchange.fail(outcome, None)
+        return exchange.sample(self._origin_ns)
+
+    def abort(self, outcome: str, detail: str) -> None:
+        """End every request in flight now, with this outcome."""
+        for connection in tuple(self._busy):
+            connection.give_up(outcome, detail)
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        while self._idle:
+            self._idle.pop().abort()
+
+    async def _connect(self, timeout_s: float) -> _Connection:
+        loop = asyncio.get_running_loop()
+        wire = self.wire
+        name = wire.authority.rsplit(":", 1)[0].strip("[]") if self._tls else None
+        sock = socket.socket(socket.AF_INET6 if ":" in wire.host else socket.AF_INET)
+        sock.setblocking(False)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await loop.sock_connect(sock, (wire.host, wire.port))
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(sock, self._forget), sock=sock, ssl=self._tls, server_hostname=name
+                )
+        except BaseException:
+            sock.close()
+            raise
+        acknowledge_always(sock)
+        self.connections_opened += 1
+        return connection
+
+    def _forget(self, connection: _Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+
+def _request_head(wire: Wire) -> bytes:
+    headers = {
+        "Host": wire.authority,
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream" if wire.stream else "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": "loadbench",
+    }
+    given = {name.lower() for name in wire.headers}
+    lines = [f"POST {wire.path} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() not in given]
+    lines += [f"{name}: {value}" for name, value in wire.headers.items()]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\nX-Request-Id: %s-%d-%d\r\nContent-Length: %d\r\n\r\n"
+
+
+def _request_body(wire: Wire, request: Request) -> bytes:
+    body: dict[str, Any] = {"model": wire.model, "messages": request.prompt.messages, "stream": wire.stream}
+    if wire.stream:
+        body["stream_options"] = {"include_usage": True}
+    if wire.temperature is not None:
+        body["temperature"] = wire.temperature
+    body["max_tokens"] = request.prompt.max_tokens
+    body.update(wire.extra)
+    return orjson.dumps(body)
+
+
+class Exchange:
+    """One request and what is known of its answer so far. Stamps are absolute; `sample` relates them to the run."""
+
+    def __init__(self, request: Request, level: int, phase: str, wire: Wire, gaps: array[int]) -> None:
+        self.request = request
+        self.level = level
+        self.phase = phase
+        self.wire = wire
+        self.stream = Stream(gaps)
+        self.sent_ns: int | None = None
+        self.headers_ns: int | None = None
+        self.end_ns: int | None = None
+        self.connect_ns: int | None = None
+        self.http_status: int | None = None
+        self.streamed = False
+        self.body = b""
+        self.bytes_received = 0
+        self.outcome: str | None = None
+        self.detail: str | None = None
+
+    def fail(self, outcome: str, detail: str | None) -> None:
+        """Settle the outcome; the first one to be settled stands."""
+        if self.outcome is None:
+            self.outcome, self.detail = outcome, detail
+        if self.end_ns is None:
+            self.end_ns = perf_counter_ns()
+
+    def settle(self, end_ns: int) -> None:
+        """The whole answer is here: decide what it was."""
+        self.end_ns = end_ns
+        if self.outcome is not None:
+            return
+        status = self.http_status or 0
+        if self.streamed:
+            self.stream.end(end_ns)
+            self._settle_stream()
+        elif status == 200:
+            self._settle_body(end_ns)
+        else:
+            try:
+                text = error_text(orjson.loads(self.body)) or readable(self.body)
+            except orjson.JSONDecodeError:
+                text = readable(self.body)
+            kind = "http_4xx" if 400 <= status < 500 else "http_5xx" if status >= 500 else "protocol"
+            text = text or f"HTTP {status} without a body"
+            self.outcome, self.detail = classify(text, kind), text
+
+    def _settle_stream(self) -> None:
+        stream = self.stream
+        if stream.problem is not None:
+            kind, text = stream.problem
+            self.outcome = classify(text, "stream_error") if kind == "error" else "protocol"
+            self.detail = text
+        elif stream.first_event_ns is None:
+            self.outcome = "protocol" if stream.stray else "truncated"
+            self.detail = stream.stray or "the stream held no event"
+        elif stream.finish_reason is None:
+            self.outcome, self.detail = "truncated", "no finish_reason"
+        elif stream.done_ns is None:
+            self.outcome, self.detail = "truncated", "no [DONE]"
+        else:
+            self.outcome = "ok" if stream.chunks else "empty"
+
+    def _settle_body(self, end_ns: int) -> None:
+        try:
+            document = orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            self.outcome, self.detail = "protocol", readable(self.body) or "HTTP 200 without a body"
+            return
+        answer = read_answer(document, "message")
+        if answer is None or self.wire.stream:
+            text = error_text(document)
+            self.outcome = classify(text, "stream_error") if text else "protocol"
+            self.detail = text or readable(self.body)
+            return
+        stream = self.stream
+        stream.finish_reason = answer.finish_reason
+        stream.input_tokens, stream.output_tokens = answer.input_tokens, answer.output_tokens
+        if answer.finish_reason is None:
+            self.outcome, self.detail = "truncated", "no finish_reason"
+        elif answer.has_content:
+            self.outcome, stream.last_token_ns = "ok", end_ns
+        else:
+            self.outcome = "empty"
+
+    def sample(self, origin_ns: int) -> Sample:
+        """The record of it, in nanoseconds since the run began."""
+        stream, request = self.stream, self.request
+        tokens = stream.output_tokens
+        source = None if tokens is None else "usage"
+        if tokens is None and stream.chunks:
+            tokens, source = stream.chunks, "chunks"
+
+        def since(stamp: int | None) -> int | None:
+            return None if stamp is None else stamp - origin_ns
+
+        return Sample(
+            level=self.level,
+            phase=self.phase,
+            seq=request.seq,
+            kind=request.prompt.kind,
+            user=request.user,
+            due_ns=request.due_ns,
+            sent_ns=since(self.sent_ns),
+            headers_ns=since(self.headers_ns),
+            first_event_ns=since(stream.first_event_ns),
+            first_token_ns=since(stream.first_token_ns),
+            last_token_ns=since(stream.last_token_ns),
+            done_ns=since(stream.done_ns if stream.done_ns is not None else self.end_ns),
+            outcome=self.outcome or "protocol",
+            detail=self.detail,
+            http_status=self.http_status,
+            finish_reason=stream.finish_reason,
+            input_tokens=stream.input_tokens,
+            output_tokens=tokens,
+            token_source=source,
+            chunks=stream.chunks,
+            keep_alives=stream.keep_alives,
+            max_gap_ns=stream.max_gap_ns,
+            stall_ns=stream.stall_ns,
+            bytes_received=self.bytes_received,
+            connect_ns=self.connect_ns,
+        )
+
+
+class _Connection(asyncio.Protocol):
+    """One TCP connection. httptools calls the ``on_`` methods; between answers ``_exchange`` is None."""
+
+    def __init__(self, sock: socket.socket, forget: Callable[[_Connection], None]) -> None:
+        self._socket = sock  # the loop's own view of it costs 2.4 µs a call instead of 0.7
+        self._forget = forget
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._over: asyncio.Future[None] | None = None
+        self._parser: Any = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._now_ns = 0
+        self._deadline_ns = 0
+        self._complete = False
+        self._ending = False
+        self._until_close = True
+        self._is_json = False
+        self._location = ""
+        self._refused: str | None = None
+        self.reusable = True
+
+    async def exchange(self, exchange: Exchange, head: bytes, body: bytes) -> None:
+        """Send and wait until the answer is over or given up."""
+        loop = asyncio.get_running_loop()
+        self._exchange, self._over = exchange, loop.create_future()
+        self._parser = httptools.HttpResponseParser(self)
+        self._complete, self._ending, self._until_close, self._is_json = False, False, True, False
+        self._refused = None
+        transport, request = self._transport, exchange.request
+        if transport is None or transport.is_closing():
+            self.reusable = False
+            exchange.fail("connection_lost", "closed before the request was sent")
+            return
+        request_id = exchange.phase.encode(), exchange.level, request.seq
+        data = head % (*request_id, len(body)) + body
+        exchange.sent_ns = perf_counter_ns()
+        self._deadline_ns = exchange.sent_ns + int(min(exchange.wire.first_token_s, exchange.wire.total_s) * 1e9)
+        transport.write(data)
+        acknowledge_at_once(self._socket)
+        self._timer = loop.call_later((self._deadline_ns - exchange.sent_ns) / 1e9, self._on_deadline)
+        try:
+            await self._over
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._exchange = None
+
+    def give_up(self, outcome: str, detail: str | None) -> None:
+        """End the exchange here and now; the connection cannot be used again."""
+        self.reusable = False
+        if self._exchange is not None:
+            self._exchange.fail(outcome, detail)
+        self._finish()
+        self.abort()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None:  # nobody asked: whatever it is, it is not the answer to the next request
+            self.reusable = False
+            self._forget(self)
+            self.abort()
+            return
+        self._now_ns = perf_counter_ns()
+        exchange.bytes_received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            raise error.__context__ or error from None  # a bug of ours: never the server's protocol error
+        except httptools.HttpParserUpgrade:
+            self._refused = self._refused or "the server wants to switch protocols"
+        except httptools.HttpParserError as error:
+            self._refused = self._refused or f"not HTTP: {error}: {readable(data, 80)}"
+        if self._refused is not None:
+            self.give_up("protocol", self._refused)
+        elif self._complete:
+            exchange.settle(self._now_ns)
+            self._finish()
+        else:
+            acknowledge_at_once(self._socket)
+            if not self._ending and (exchange.stream.done_ns or exchange.stream.problem):
+                self._ending = True  # all is said but the HTTP message goes on
+                self._deadline_ns = self._now_ns + GRACE_NS
+                self._rearm(GRACE_NS)
+
+    def eof_received(self) -> bool | None:
+        return None  # close: connection_lost tells the rest
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.reusable = False
+        self._forget(self)
+        exchange = self._exchange
+        if exchange is None or self._over is None or self._over.done():
+            return
+        now_ns = perf_counter_ns()
+        if error is None and exchange.headers_ns is not None and self._until_close:
+            exchange.settle(now_ns)
+        elif exchange.stream.done_ns is not None and exchange.stream.finish_reason is not None:
+            exchange.settle(now_ns)  # everything that was promised is here; only the framing was cut
+        else:
+            exchange.fail("connection_lost", _why_lost(error, exchange))
+        self._finish()
+
+    # what the HTTP parser calls
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._refused = "bytes after the end of the answer"
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        lower = name.lower()
+        if lower in (b"content-length", b"transfer-encoding"):
+            self._until_close = False
+        elif lower == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            self._refused = f"content-encoding {readable(value)}, though identity was asked for"
+        elif lower == b"content-type":
+            self._is_json = value.strip().lower().startswith(b"application/json")
+        elif lower == b"location":
+            self._location = readable(value)
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            return
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.headers_ns, exchange.http_status = self._now_ns, status
+        if 300 <= status < 400:
+            self._refused = f"redirect ({status}) to {self._location or 'nowhere'} refused: name the final URL"
+        exchange.streamed = exchange.wire.stream and status == 200 and not self._is_json
+        self.reusable = self._parser.should_keep_alive() and not self._until_close
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        if exchange.streamed:
+            exchange.stream.feed(body, self._now_ns)
+        elif len(exchange.body) + len(body) <= BODY_LIMIT_BYTES:
+            exchange.body += body
+        else:
+            self._refused = f"an answer of more than {BODY_LIMIT_BYTES >> 20} MiB"
+
+    def on_message_complete(self) -> None:
+        if self._parser.get_status_code() >= 200:
+            self._complete = True
+
+    # deadlines: on the clock, since keep-alives keep a silent socket busy for ever
+
+    def _rearm(self, delay_ns: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(delay_ns / 1e9, self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        exchange, now_ns = self._exchange, perf_counter_ns()
+        if exchange is None or exchange.sent_ns is None:
+            return
+        stream = exchange.stream
+        total_ns = exchange.sent_ns + int(exchange.wire.total_s * 1e9)
+        if now_ns < self._deadline_ns:  # timers are whole milliseconds and may fire early
+            self._rearm(self._deadline_ns - now_ns)
+        elif self._ending:
+            exchange.settle(now_ns)
+            self.reusable = False
+            self._finish()
+        elif now_ns >= total_ns:
+            self.give_up("total_deadline", f"not complete after {exchange.wire.total_s:g} s")
+        elif exchange.wire.stream and stream.first_token_ns is None:
+            self.give_up("first_token_deadline", f"no token after {exchange.wire.first_token_s:g} s")
+        else:
+            self._deadline_ns = total_ns
+            self._rearm(total_ns - now_ns)
+
+    def _finish(self) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
+
+
+def _why_lost(error: Exception | None, exchange: Exchange) -> str:
+    where = "before the headers" if exchange.headers_ns is None else f"after {exchange.stream.chunks} content chunks"
+    if isinstance(error, OSError) and error.errno:
+        return f"{os.strerror(error.errno)} {where}"
+    return f"closed {where}"

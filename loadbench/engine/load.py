@@ -1,0 +1,186 @@
+"""Makes the load: two loops that look like what they mean. What a request is and where it goes is somebody else's job.
+
+`closed` is N users of whom each sends its next request when its last one is done; `open_` follows a schedule laid down
+before it starts and never waits for an answer. Schedules are endless: the level's bounds are kept in one place,
+`Issuing.may_start`. `run_level` runs one of the loops, stops it, and drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from time import perf_counter_ns
+from typing import Protocol
+
+from loadbench.records import Closed, Level, Prompt, Request, Sample
+
+GONE_AFTER = 20
+"""So many refused connections in a row, with nothing answered between them, and the target counts as gone."""
+
+PAUSE_AFTER_LOSS_NS = 100_000_000
+"""A user whose connection was refused or lost waits so long: else N users of a dead target spin, thousands a second."""
+
+
+class Clock:
+    """The run's clock: nanoseconds since its zero. Tests put a virtual one in its place."""
+
+    def __init__(self) -> None:
+        self.origin_ns = perf_counter_ns()
+
+    def now_ns(self) -> int:
+        return perf_counter_ns() - self.origin_ns
+
+
+class Sender(Protocol):
+    """What the loops need of the world: something that sends, something that drops, something that gives up."""
+
+    in_flight: int
+
+    def send(self, request: Request) -> Awaitable[Sample]: ...
+
+    def drop(self, request: Request) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class Issuing:
+    """Whether a level still starts requests; ``reason``: why it stopped (duration, requests, schedule, or as told)."""
+
+    def __init__(self, level: Level, clock: Clock) -> None:
+        self.level = level
+        self.clock = clock
+        self.start_ns = clock.now_ns()
+        self.end_ns = None if level.duration_s is None else self.start_ns + int(level.duration_s * 1e9)
+        self.issued = 0
+        self.reason: str | None = None
+        self.stopped = asyncio.Event()
+        self._sleepers: set[asyncio.Future[None]] = set()
+        self._refused_in_a_row = 0
+
+    def may_start(self) -> bool:
+        """Whether one more request may start now."""
+        level = self.level
+        if self.reason is None and self.issued >= level.min_requests:
+            if level.requests is not None and self.issued >= level.requests:
+                self.stop("requests")
+            elif self.end_ns is not None and self.clock.now_ns() >= self.end_ns:
+                self.stop("duration")
+        return self.reason is None
+
+    def next_request(self, prompts: Iterator[Prompt], due_ns: int, user: int | None = None) -> Request:
+        request = Request(self.issued, next(prompts), due_ns, user)
+        self.issued += 1
+        return request
+
+    def stop(self, reason: str) -> None:
+        """Start nothing any more; what is in flight may end."""
+        if self.reason is None:
+            self.reason = reason
+            self.stopped.set()
+            for sleeper in tuple(self._sleepers):
+                _wake(sleeper)
+
+    def learn(self, sample: Sample) -> None:
+        """Take note of an answer: too many refusals in a row mean that nobody is there."""
+        self._refused_in_a_row = self._refused_in_a_row + 1 if sample.outcome == "connect_refused" else 0
+        if self._refused_in_a_row >= GONE_AFTER:
+            self.stop("target_died")
+
+    async def sleep_until(self, moment_ns: int) -> None:
+        """Return at that moment, or when the level stops. Asks the clock again: loop timers may fire 1.3 ms early."""
+        loop = asyncio.get_running_loop()
+        while self.reason is None and (left_ns := moment_ns - self.clock.now_ns()) > 0:
+            sleeper = loop.create_future()
+            self._sleepers.add(sleeper)
+            timer = loop.call_later(left_ns / 1e9, _wake, sleeper)
+            try:
+                await sleeper
+            finally:
+                timer.cancel()
+                self._sleepers.discard(sleeper)
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
+
+
+async def closed(issuing: Issuing, sender: Sender, prompts: Iterator[Prompt], users: range) -> None:
+    """N users; each sends its next request when its last one is done. They come one spacing apart."""
+    spacing_ns = int(issuing.level.start_spacing_s * 1e9)
+
+    async def user(number: int) -> None:
+        due_ns = issuing.start_ns + number * spacing_ns
+        await issuing.sleep_until(due_ns)
+        while issuing.may_start():
+            sample = await _send(issuing, sender, issuing.next_request(prompts, due_ns, number))
+            due_ns = issuing.clock.now_ns()
+            if sample.outcome in ("connect_refused", "connection_lost"):
+                due_ns += PAUSE_AFTER_LOSS_NS
+                await issuing.sleep_until(due_ns)
+
+    async with asyncio.TaskGroup() as group:
+        for number in users:
+            group.create_task(user(number))
+
+
+async def open_(issuing: Issuing, sender: Sender, prompts: Iterator[Prompt], schedule_ns: Iterator[int]) -> None:
+    """Start each request when the schedule says, however many are unanswered, up to the valve ``max_in_flight``."""
+    valve = issuing.level.max_in_flight
+    async with asyncio.TaskGroup() as group:
+        for offset_ns in schedule_ns:
+            due_ns = issuing.start_ns + offset_ns
+            await issuing.sleep_until(due_ns)
+            if not issuing.may_start():
+                break
+            request = issuing.next_request(prompts, due_ns)
+            if valve is not None and sender.in_flight >= valve:
+                sender.drop(request)
+            else:
+                group.create_task(_send(issuing, sender, request))
+        issuing.stop("schedule")  # it has an end of its own; a reason that was given before stands
+
+
+async def _send(issuing: Issuing, sender: Sender, request: Request) -> Sample:
+    sample = await sender.send(request)
+    issuing.learn(sample)
+    return sample
+
+
+async def run_level(
+    issuing: Issuing,
+    sender: Sender,
+    prompts: Iterator[Prompt],
+    schedule_ns: Iterator[int],
+    *,
+    drain_s: float,
+    on_issue_end: Callable[[str], None],
+) -> str:
+    """Run one level to its end: issue, stop, drain, and abort what is unfinished then. Returns why issuing stopped."""
+    load = issuing.level.load
+    if isinstance(load, Closed):
+        work = closed(issuing, sender, prompts, range(load.concurrency))
+    else:
+        work = open_(issuing, sender, prompts, schedule_ns)
+    issuer = asyncio.create_task(work)
+    watch = asyncio.create_task(_watch(issuing))
+    try:
+        await asyncio.wait({issuer, watch}, return_when=asyncio.FIRST_COMPLETED)
+        issuing.stop("requests")  # every user is done; a reason that was given before stands
+        on_issue_end(issuing.reason or "")
+        _, unfinished = await asyncio.wait({issuer}, timeout=drain_s)
+        if unfinished:
+            sender.abort()
+        await issuer
+    finally:
+        watch.cancel()
+        issuer.cancel()
+    return issuing.reason or ""
+
+
+async def _watch(issuing: Issuing) -> None:
+    """See the end of the duration even while every user waits for an answer."""
+    if issuing.end_ns is not None:
+        await issuing.sleep_until(issuing.end_ns)
+        issuing.may_start()
+    await issuing.stopped.wait()

@@ -1,0 +1,169 @@
+"""Puts what happened on disk as it happens: a run that is killed keeps every request that had ended.
+
+Samples are written in the loop turn in which they end, histogram intervals and telemetry once a second. Nothing grows
+with the length of a run. Summing up is analysis' job; the few figures kept here are for the live view.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import orjson
+
+from loadbench.errors import UsageError
+from loadbench.hdr import Hdr, HlogWriter, make_tag
+from loadbench.records import Sample
+
+SERIES = ("ttft_service", "ttft_response", "e2e_service", "e2e_response", "tpot", "lag")
+"""Histograms fed by a request's end; ``gap`` is fed by its chunks."""
+
+
+class Recorder:
+    """The open files of one run. ``on_failure`` is told, once, of the error when the disk takes no more."""
+
+    def __init__(self, folder: Path, started_wall_ns: int, on_failure: Callable[[OSError], None]) -> None:
+        self._on_failure = on_failure
+        self.failure: OSError | None = None
+        self._pending: list[bytes] = []
+        self._samples = _append_to(folder / "samples.jsonl")
+        self._telemetry = _append_to(folder / "telemetry.jsonl")
+        self._histograms = _append_to(folder / "histograms.hlog")
+        self._interval = Hdr()  # worn by one tag after the other: a new one costs 0.13 ms
+        self._hlog = io.StringIO()
+        self._hlog_writer = HlogWriter(self._hlog, started_wall_ns)
+        self._level = -1
+        self._interval_ns = 0
+        self._values: dict[tuple[str, str], array[int]] = {}
+        self._chunks = 0
+        self.begin_level(0, 0)
+
+    def begin_level(self, level: int, now_ns: int) -> None:
+        """What comes from now on belongs to this level; its last interval has been closed."""
+        self._level, self._interval_ns = level, now_ns
+        self._values = {}
+        self._chunks = 0
+        self.attempted = 0
+        self.outcomes: Counter[str] = Counter()
+        self.ttft = Hdr()
+        self.e2e = Hdr()
+
+    @property
+    def ended(self) -> int:
+        return self.outcomes.total()
+
+    @property
+    def chunks(self) -> int:
+        """Content chunks of this level so far; of an unfinished request all but its first."""
+        return self._chunks + sum(len(values) for (name, _), values in self._values.items() if name == "gap")
+
+    def gaps(self, kind: str) -> array[int]:
+        """The array to which the gaps between chunks of this kind of prompt are appended, in nanoseconds."""
+        return self._array("gap", kind)
+
+    def add(self, sample: Sample) -> None:
+        """Write down one request's end."""
+        if not self._pending:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._pending.append(orjson.dumps(sample._asdict(), option=orjson.OPT_APPEND_NEWLINE))
+        if sample.phase != "load":
+            return
+        self.outcomes[sample.outcome] += 1
+        if sample.sent_ns is not None:
+            self._array("lag", sample.kind).append(max(0, sample.sent_ns - sample.due_ns))
+        if sample.first_token_ns is not None:
+            self._chunks += 1
+        if sample.outcome == "ok":
+            self._add_latencies(sample)
+
+    def _add_latencies(self, sample: Sample) -> None:
+        kind, sent_ns, first_ns, last_ns = sample.kind, sample.sent_ns, sample.first_token_ns, sample.last_token_ns
+        if sent_ns is None or last_ns is None:
+            return
+        self._array("e2e_service", kind).append(last_ns - sent_ns)
+        self._array("e2e_response", kind).append(last_ns - sample.due_ns)
+        if first_ns is None:
+            return
+        self._array("ttft_service", kind).append(first_ns - sent_ns)
+        self._array("ttft_response", kind).append(first_ns - sample.due_ns)
+        if sample.output_tokens is not None and sample.output_tokens > 1:
+            self._array("tpot", kind).append((last_ns - first_ns) // (sample.output_tokens - 1))
+
+    def event(self, t_ns: int, event: str, **facts: Any) -> None:
+        """One line of telemetry."""
+        self._write(self._telemetry, orjson.dumps({"t_ns": t_ns, "event": event, **facts}) + b"\n")
+
+    async def close_interval(self, now_ns: int) -> None:
+        """Write the histograms of what came since the last time, and begin the next interval.
+
+        One tag a loop turn: encoding takes up to 0.5 ms, and a dozen in one go would be late stamps for whoever waits.
+        """
+        since_ns, self._interval_ns = self._interval_ns, now_ns
+        level, values = self._level, self._values
+        for (name, kind), series in tuple(values.items()):
+            if series:
+                self._write_interval(name, make_tag(name, kind, level), series, since_ns, now_ns)
+                await asyncio.sleep(0)
+
+    def _write_interval(self, name: str, tag: str, series: array[int], since_ns: int, now_ns: int) -> None:
+        batch = np.array(series, dtype=np.int64)
+        del series[:]  # in place: requests in flight hold on to the array
+        if name == "gap":
+            self._chunks += len(batch)
+        histogram = self._interval
+        histogram.reset()
+        histogram.add(batch)
+        if name == "ttft_service":
+            self.ttft.merge(histogram)
+        elif name == "e2e_service":
+            self.e2e.merge(histogram)
+        self._hlog_writer.write(tag, since_ns, now_ns, histogram)
+        self._write(self._histograms, self._hlog.getvalue().encode("ascii"))
+        self._hlog.seek(0)
+        self._hlog.truncate()
+
+    def close(self) -> None:
+        """Everything to the disk."""
+        self._flush()
+        for file in (self._samples, self._telemetry, self._histograms):
+            try:
+                file.close()
+            except OSError as error:
+                self._fail(error)
+
+    def _array(self, name: str, kind: str) -> array[int]:
+        values = self._values.get((name, kind))
+        if values is None:
+            values = self._values[name, kind] = array("q")
+        return values
+
+    def _flush(self) -> None:
+        lines, self._pending = b"".join(self._pending), []
+        if lines:
+            self._write(self._samples, lines)
+
+    def _write(self, file: BinaryIO, data: bytes) -> None:
+        try:
+            written = file.write(data)
+            while written < len(data):  # a raw file may take a part
+                written += file.write(data[written:])
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        if self.failure is None:
+            self.failure = error
+            self._on_failure(error)
+
+
+def _append_to(path: Path) -> BinaryIO:
+    try:
+        return path.open("ab", buffering=0)  # raw: what is written has left this process
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
