@@ -1,0 +1,138 @@
+"""From a file, flags and the environment to a scenario: what overrides what, and which prompt files it stands on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from loadbench.errors import UsageError
+from loadbench.scenario.explain import explained
+from loadbench.scenario.prompts import read_prompt_file
+from loadbench.scenario.reading import Document, read_yaml
+from loadbench.scenario.schema import Scenario
+
+ENDPOINT_VARIABLE = "FOUNDRY_LOCAL_ENDPOINT"
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What flags say, as they were written. ``sets`` are ``path=value`` with a YAML value, ``headers`` ``Name: value``.
+
+    ``concurrency`` and ``rate`` say which loads are measured: of the file's stages only the first of each kind that is
+    named stays, with the flag's value, and a kind that the file lacks gets a stage of its own.
+    """
+
+    sets: tuple[str, ...] = ()
+    endpoint: str | None = None
+    models: tuple[str, ...] = ()
+    concurrency: str | None = None
+    rate: str | None = None
+    duration: str | None = None
+    requests: int | None = None
+    seed: int | None = None
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A scenario, the file it came from, and who decided on the endpoint: a flag, the variable, a line, or nobody."""
+
+    scenario: Scenario
+    path: Path
+    endpoint_source: str
+
+    @property
+    def folder(self) -> Path:
+        """Where relative prompt files are looked up."""
+        return self.path.parent
+
+
+def load_scenario(path: Path, overrides: Overrides | None = None, env: Mapping[str, str] | None = None) -> Loaded:
+    """Read a scenario with its prompt files, flags and environment applied. Raises UsageError.
+
+    The endpoint is the flag's, then ``FOUNDRY_LOCAL_ENDPOINT``'s, then the file's, then the embedded one.
+    """
+    env = env or {}
+    document = read_yaml(path, env)
+    document.data.setdefault("name", re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-_")[:64] or "scenario")
+    if endpoint := env.get(ENDPOINT_VARIABLE):
+        document.put(["endpoint"], endpoint, ENDPOINT_VARIABLE)
+    _apply(overrides or Overrides(), document)
+    for loc, name in document.unset.items():
+        raise document.error(loc, f"expected {name} in the environment, got nothing (a default: ${{{name}:-…}})")
+    try:
+        scenario = Scenario.model_validate(document.data)
+    except ValidationError as error:
+        raise explained(error, document) from None
+    return Loaded(_with_hashes(scenario, document, path.parent), path, document.places.get(("endpoint",), "default"))
+
+
+def _apply(overrides: Overrides, document: Document) -> None:
+    """Put the flags into the document, ``--set`` first: what has a flag of its own is meant more."""
+    kinds = {"concurrency": overrides.concurrency, "rate": overrides.rate}
+    loads = {kind: value for kind, value in kinds.items() if value is not None}
+    if "stages" not in document.data:  # then the flags say what there is to measure
+        document.data["stages"] = [{kind: value} for kind, value in loads.items()] or [{"concurrency": 1}]
+    for text in overrides.sets:
+        steps, equals, value = text.partition("=")
+        place = f"--set {steps}"
+        if not equals or not all(steps.split(".")):
+            raise UsageError(f"--set: expected PATH=VALUE such as stages.0.duration=5s, got {text}")
+        try:
+            document.put(steps.split("."), yaml.safe_load(value), place)
+        except (yaml.YAMLError, ValueError):
+            raise UsageError(f"{place}: expected a value that YAML can read") from None
+    plain: dict[str, object] = {"endpoint": overrides.endpoint, "seed": overrides.seed}
+    for key, given in plain.items():
+        if given is not None:
+            document.put([key], given, f"--{key}")
+    if overrides.models:
+        document.put(["models"], list(overrides.models), "--model")
+    for header in overrides.headers:
+        _put_header(header, document)
+    _put_stages(loads, {"duration": overrides.duration, "requests": overrides.requests}, document)
+
+
+def _put_header(header: str, document: Document) -> None:
+    name, colon, value = (part.strip() for part in header.partition(":"))
+    if not colon or not name:
+        raise UsageError("--header: expected 'Name: value', got no colon after a name")
+    request = document.data.get("request")
+    headers = request.get("headers") if isinstance(request, dict) else None
+    if isinstance(headers, dict):  # HTTP does not tell Authorization from authorization
+        name = next((known for known in headers if known.lower() == name.lower()), name)
+    document.put(["request", "headers", name], value, "--header")
+
+
+def _put_stages(loads: Mapping[str, str], bounds: Mapping[str, object], document: Document) -> None:
+    stages = document.data["stages"]
+    if not isinstance(stages, list):
+        return  # validation says so better
+    if loads:
+        of_kind = [(kind, [stage for stage in stages if isinstance(stage, dict) and kind in stage]) for kind in loads]
+        stages = [{**(found[0] if found else {}), kind: loads[kind]} for kind, found in of_kind]
+        document.put(["stages"], stages, " ".join(f"--{kind}" for kind in loads))
+    for bound, limit in bounds.items():
+        for at in range(len(stages)) if limit is not None else ():
+            document.put(["stages", str(at), bound], limit, f"--{bound}")
+
+
+def _with_hashes(scenario: Scenario, document: Document, folder: Path) -> Scenario:
+    """Check the prompt files and note their hashes, so that a saved run says what exactly it asked."""
+    entries = list(scenario.prompts)
+    for at, entry in enumerate(entries):
+        if entry.file is None:
+            continue
+        try:
+            found = read_prompt_file(folder / entry.file).sha256
+        except UsageError as error:
+            raise document.error(("prompts", at, "file"), str(error)) from None
+        if entry.sha256 not in (None, found):
+            raise document.error(("prompts", at, "sha256"), f"expected {entry.sha256}, got {found} for {entry.file}")
+        entries[at] = entry.model_copy(update={"sha256": found})
+    return scenario.model_copy(update={"prompts": tuple(entries)})

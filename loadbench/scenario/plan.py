@@ -1,0 +1,106 @@
+"""The levels that a scenario comes to, and what can be said of them before anything is sent. Data only, no words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loadbench.records import Closed, Level
+from loadbench.scenario.schema import Scenario
+
+
+def levels(scenario: Scenario, models: Sequence[str]) -> tuple[Level, ...]:
+    """One level for each model, stage and load, in that nesting, so that a model is loaded once.
+
+    A level's seed comes from the scenario's seed, the stage and the place in the stage, and not from the model: all
+    models are asked the same things at the same times.
+    """
+    laid_out: list[Level] = []
+    for model in models:
+        for number, stage in enumerate(scenario.stages):
+            for place, load in enumerate(stage.loads()):
+                level = Level(
+                    index=len(laid_out),
+                    stage=number,
+                    model=model,
+                    load=load,
+                    duration_s=stage.duration_s,
+                    requests=stage.requests,
+                    min_requests=stage.min_requests,
+                    seed=_seed(scenario.seed, number, place),
+                    start_spacing_s=stage.start_spacing_s or 0.0,
+                    max_in_flight=stage.max_in_flight,
+                )
+                laid_out.append(level)
+    return tuple(laid_out)
+
+
+def _seed(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPlan:
+    """What to expect of a level. None: depends on how fast the target is.
+
+    ``expected_requests`` is a mean in open loop. ``issuing_s`` is how long requests are issued, the most of it where
+    requests end the level too; ``at_most_s`` has the drain in it, and every deadline where nothing else ends it.
+    """
+
+    level: Level
+    expected_requests: float | None
+    issuing_s: float | None
+    at_most_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to expect of a run. ``estimated_s`` sums the levels whose time is known; ``open_ended``: there are others.
+
+    ``at_most_s`` is reached when every request, the warm-up's and the canaries' too, runs into its deadline.
+    """
+
+    levels: tuple[LevelPlan, ...]
+    models: tuple[str, ...]
+    warmup_requests: int
+    estimated_s: float
+    open_ended: bool
+    at_most_s: float
+
+
+def describe(scenario: Scenario, laid_out: Sequence[Level]) -> Plan:
+    """What can be said of these levels before the target has answered anything."""
+    models = tuple(dict.fromkeys(level.model for level in laid_out))
+    plans = tuple(_expected(scenario, level) for level in laid_out)
+    warmup_requests = scenario.warmup.requests * len(models)
+    canaries = len(models) + (len(plans) if scenario.canary else 0)  # a model is tried out in any case
+    return Plan(
+        levels=plans,
+        models=models,
+        warmup_requests=warmup_requests,
+        estimated_s=sum(plan.issuing_s for plan in plans if plan.issuing_s is not None),
+        open_ended=any(plan.issuing_s is None for plan in plans),
+        at_most_s=sum(plan.at_most_s for plan in plans) + (warmup_requests + canaries) * scenario.deadlines.total_s,
+    )
+
+
+def _expected(scenario: Scenario, level: Level) -> LevelPlan:
+    total_s = scenario.deadlines.total_s
+    drain_s = min(scenario.drain_s, total_s)
+
+    def issuing_s(requests: int) -> float:
+        """The longest it takes to issue so many: their rate in open loop, one deadline after another in closed."""
+        if isinstance(level.load, Closed):
+            return math.ceil(requests / level.load.concurrency) * total_s
+        return requests / level.load.rate_per_s
+
+    by_count_s = math.inf if level.requests is None else issuing_s(level.requests)
+    by_clock_s = math.inf if level.duration_s is None else max(level.duration_s, issuing_s(level.min_requests))
+    longest_s = min(by_count_s, by_clock_s)
+    if isinstance(level.load, Closed):  # as fast as its target: only the clock can tell its time beforehand
+        count = level.requests if level.duration_s is None else None
+        return LevelPlan(level, count, level.duration_s, longest_s + drain_s)
+    return LevelPlan(level, longest_s * level.load.rate_per_s, longest_s, longest_s + drain_s)

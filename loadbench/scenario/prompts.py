@@ -1,0 +1,179 @@
+"""The mix of prompts: which kinds there are, and an endless seeded draw from them. Sending them is the engine's job.
+
+What a prompt costs in tokens only the server knows (``usage``); made-up texts aim at a length through
+``chars_per_token``: 4 for real tokenizers on English, exactly 1 for the synthetic models' bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from loadbench.errors import UsageError
+from loadbench.records import Prompt
+from loadbench.scenario.schema import InputTokens, Message, Scenario
+
+CHARS_PER_TOKEN = 4.0  # the usual rule of thumb for English; the exact count is the server's
+
+_CHAT = TypeAdapter(tuple[Message, ...])
+_TEXT_KEYS = ("prompt", "text")
+_SHAPES = "a text, a list of messages or an object with messages, prompt or text"
+
+# Plain words, so that a made-up text is about as long in tokens as English of its length.
+_WORDS = (
+    "the of and to in is that for it on with as was are by this be from or an at not have but all they one can more"
+    " when which will up out some time into only new other could these two may then first any like now such our over"
+    " garden river morning window letter market winter paper bridge music summer village story kitchen island forest"
+    " engine harbour teacher picture station weather journey question answer number valley colour silver yellow water"
+    " carry follow gather remember listen build measure compare explain travel water open close begin finish wonder"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """What one request says. ``max_tokens`` None: whatever the scenario says."""
+
+    messages: tuple[dict[str, Any], ...]
+    max_tokens: int | None = None
+
+
+def user_says(text: str) -> tuple[dict[str, Any], ...]:
+    return ({"role": "user", "content": text},)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """A prompt file as read: its chats in order, and the SHA-256 of its bytes."""
+
+    chats: tuple[Chat, ...]
+    sha256: str
+
+
+def read_prompt_file(path: Path) -> PromptFile:
+    """Read a JSON list of prompts, or an object whose ``prompts`` is one.
+
+    A prompt is a text, a list of chat messages, or an object with ``messages``, ``prompt`` or ``text`` and perhaps
+    ``max_tokens``; its other keys (a category, an expected answer) are somebody else's. Raises UsageError that names
+    the file and the place in it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: expected a prompt file: {error.strerror}") from None
+    try:
+        items = json.loads(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}:{error.lineno}: expected valid JSON: {error.msg}") from None
+    except ValueError:  # not UTF-8, or a number of thousands of digits
+        raise UsageError(f"{path}: expected JSON in UTF-8, got other bytes") from None
+    if isinstance(items, dict) and "prompts" in items:
+        items = items["prompts"]
+    if not isinstance(items, list) or not items:
+        found = "an empty list" if items == [] else f"a {type(items).__name__}"
+        raise UsageError(f"{path}: expected a list of prompts, got {found}")
+    chats = tuple(_chat(item, f"{path}: [{index}]") for index, item in enumerate(items))
+    return PromptFile(chats, hashlib.sha256(content).hexdigest())
+
+
+def _chat(item: Any, place: str) -> Chat:
+    if isinstance(item, dict):
+        max_tokens = item.get("max_tokens")
+        if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+            raise UsageError(f"{place}.max_tokens: expected a number above 0, got {json.dumps(max_tokens)}")
+        inner = next((item[key] for key in ("messages", *_TEXT_KEYS) if key in item), None)
+        return Chat(_messages(inner, place), max_tokens)
+    return Chat(_messages(item, place))
+
+
+def _messages(item: Any, place: str) -> tuple[dict[str, Any], ...]:
+    if isinstance(item, str) and item.strip():
+        return user_says(item)
+    if isinstance(item, list) and item:
+        try:
+            return tuple(message.model_dump() for message in _CHAT.validate_python(item))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(step) for step in first["loc"])
+            raise UsageError(f"{place}: expected messages with role and content, got {where}: {first['msg']}") from None
+    found = "nothing" if item in (None, "", []) else json.dumps(item)[:60]
+    raise UsageError(f"{place}: expected {_SHAPES}, got {found}")
+
+
+Draw = Callable[[random.Random], Chat]
+
+
+class PromptMix:
+    """The kinds of prompt of a scenario, ready to be drawn from.
+
+    Raises UsageError for a prompt file that cannot be used. ``folder`` is where relative ones are looked up.
+    """
+
+    def __init__(self, scenario: Scenario, folder: Path, chars_per_token: float = CHARS_PER_TOKEN) -> None:
+        self._kinds: list[tuple[str, int, Draw]] = []
+        for entry in scenario.prompts:
+            if entry.input_tokens is not None:
+                draw = _made_up(entry.input_tokens, chars_per_token)
+            elif entry.file is not None:
+                draw = _one_of(read_prompt_file(folder / entry.file).chats)
+            elif entry.messages is not None:
+                draw = _one_of((Chat(tuple(message.model_dump() for message in entry.messages)),))
+            else:
+                draw = _one_of((Chat(user_says(entry.text or "")),))
+            self._kinds.append((entry.name, entry.max_tokens or scenario.request.max_tokens, draw))
+        self._weights = list(itertools.accumulate(entry.weight for entry in scenario.prompts))
+
+    def draw(self, seed: int) -> Iterator[Prompt]:
+        """Prompts without end; the same seed draws the same ones in the same order."""
+        rng = random.Random(f"prompts {seed}")  # a stream of its own: arrivals of the same seed stay independent
+        for index in itertools.count():
+            name, max_tokens, draw = rng.choices(self._kinds, cum_weights=self._weights)[0]
+            chat = draw(rng)
+            yield Prompt(name, index, chat.messages, chat.max_tokens or max_tokens)
+
+
+def _one_of(chats: tuple[Chat, ...]) -> Draw:
+    return lambda rng: rng.choice(chats)
+
+
+def _made_up(tokens: InputTokens, chars_per_token: float) -> Draw:
+    """Texts of a drawn length that begin with a word of their own, so that no prefix cache can answer for the model.
+
+    They are windows into one long seeded text: cutting one out costs microseconds, at any length.
+    """
+    words = random.Random(_WORDS).choices(_WORDS.split(), k=10_000)
+    stream = " ".join(words)
+
+    def draw(rng: random.Random) -> Chat:
+        length = round(_truncated_normal(tokens, rng) * chars_per_token)
+        start = rng.randrange(len(stream))
+        text = stream * ((start + length) // len(stream) + 1)
+        opening = f"{_unique_word(rng)}: summarise these notes. "
+        return Chat(user_says((opening + text[start : start + length])[:length]))
+
+    return draw
+
+
+def _unique_word(rng: random.Random) -> str:
+    return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=8))
+
+
+def _truncated_normal(tokens: InputTokens, rng: random.Random) -> int:
+    """Drawn by inverting the distribution between the bounds: no pile-up at them, as clipping has, and no retries."""
+    if tokens.stdev == 0:
+        return round(tokens.mean)
+    normal = NormalDist(tokens.mean, tokens.stdev)
+    low = normal.cdf(tokens.min)
+    high = 1.0 if tokens.max is None else normal.cdf(tokens.max)
+    share = low + rng.random() * (high - low)
+    # inv_cdf is defined inside (0, 1) only; rounding may step over a bound that is no whole number away.
+    length = round(normal.inv_cdf(min(max(share, 1e-12), 1 - 1e-12)))
+    return max(tokens.min, length if tokens.max is None else min(length, tokens.max))

@@ -1,0 +1,161 @@
+"""YAML into plain data that remembers where every value stood, so that an error can point at its line.
+
+Also puts the environment into texts. What the data means is ``load``'s and ``schema``'s business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loadbench.errors import UsageError
+
+Loc = tuple[str | int, ...]
+
+# ${NAME}, ${NAME:-default}; $${NAME} stands for the text ${NAME} itself.
+_VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def spell(loc: Loc) -> str:
+    """``("stages", 1, "rate")`` → ``stages[1].rate``."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).lstrip(".")
+
+
+@dataclass(slots=True)
+class Document:
+    """A file's data, the place of each value (``scenarios/edge.yaml:14``), and what the environment did not give."""
+
+    data: dict[str, Any]
+    places: dict[Loc, str]
+    unset: dict[Loc, str] = field(default_factory=dict)
+
+    def error(self, loc: Loc, problem: str) -> UsageError:
+        """The error at ``loc``, placed where its nearest known surroundings stand."""
+        known = next(loc[:end] for end in range(len(loc), -1, -1) if loc[:end] in self.places)
+        return UsageError(": ".join(filter(None, (self.places[known], spell(loc), problem))))
+
+    def get(self, loc: Loc) -> Any:
+        """The value at ``loc``; raises LookupError where there is none."""
+        value: Any = self.data
+        for step in loc:
+            fits = isinstance(value, list if isinstance(step, int) else dict)
+            if not fits:
+                raise LookupError(step)
+            value = value[step]
+        return value
+
+    def put(self, steps: Sequence[str], value: Any, place: str) -> None:
+        """Set a value from elsewhere than the file. Mappings on the way are made; list entries have to exist."""
+        holder: Any = self.data
+        loc: Loc = ()
+        for step in steps:
+            key = _key(holder, step)
+            if key is None:
+                raise UsageError(f"{place}: expected the path of a value, got {step} where {spell(loc)} has none")
+            loc = (*loc, key)
+            if len(loc) == len(steps):
+                holder[key] = value
+            elif isinstance(key, str) and holder.get(key) is None:
+                holder[key] = {}
+                self.places[loc] = place
+            holder = holder[key]
+        for known in [known for known in {**self.places, **self.unset} if known[: len(loc)] == loc]:
+            self.places.pop(known, None)
+            self.unset.pop(known, None)
+        self.places[loc] = place
+
+
+def _key(holder: Any, step: str) -> str | int | None:
+    """How ``step`` is spelt as a key of ``holder``, or None where it cannot be one."""
+    if isinstance(holder, dict):
+        return step
+    return int(step) if isinstance(holder, list) and step.isdecimal() and int(step) < len(holder) else None
+
+
+def read_yaml(path: Path, env: Mapping[str, str]) -> Document:
+    """Read a file that holds one YAML mapping. Raises UsageError that names the line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors like to begin with a byte-order mark
+    except OSError as error:
+        raise UsageError(f"{path}: expected a scenario file: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x}") from None
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "something else")
+        raise UsageError(f"{path}:{line + 1}: expected valid YAML: {problem}") from None
+    document = Document({}, {(): f"{path}:1"})
+    data = _Reader(str(path), loader, env, document).value(root, (), ()) if root is not None else None
+    if not isinstance(data, dict):
+        found = "an empty file" if data is None else f"a {type(data).__name__}"
+        raise document.error((), f"expected keys such as name, models and stages, got {found}")
+    document.data = data
+    return document
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Walks the node tree, because the tree knows lines and duplicate keys and the loaded data does not."""
+
+    path: str
+    loader: yaml.SafeLoader
+    env: Mapping[str, str]
+    document: Document
+
+    def value(self, node: yaml.Node, loc: Loc, parents: tuple[yaml.Node, ...]) -> Any:
+        self.document.places.setdefault(loc, self._place(node))
+        if any(node is parent for parent in parents):
+            raise self.document.error(loc, "expected a value, got an alias of what it is part of")
+        if isinstance(node, yaml.MappingNode):
+            return {key: self.value(inner, (*loc, key), (*parents, node)) for key, inner in self._entries(node, loc)}
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(inner, (*loc, at), (*parents, node)) for at, inner in enumerate(node.value)]
+        try:
+            value = self.loader.construct_object(node)
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError):  # !tag, 2025-13-01, !!bool x, !!timestamp x
+            raise self.document.error(loc, f"expected a plain value, got {node.value}") from None
+        return self._expanded(value, loc) if isinstance(value, str) else value
+
+    def _entries(self, node: yaml.MappingNode, loc: Loc) -> Iterator[tuple[str, yaml.Node]]:
+        """Keys as they are spelt (``on`` is a key, not True) with ``<<`` merged in; each key may stand once."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise UsageError(f"{self._place(key)}: expected a plain key, got a list or mapping")
+            if key.value in lines and key.value != "<<":
+                first = f"got it here and on line {lines[key.value]}"
+                raise UsageError(f"{self._place(key)}: {spell((*loc, key.value))}: expected this key once, {first}")
+            lines[key.value] = line
+        try:
+            self.loader.flatten_mapping(node)
+        except yaml.YAMLError:
+            raise self.document.error(loc, "expected a mapping behind <<") from None
+        for key, inner in node.value:
+            self.document.places[(*loc, key.value)] = self._place(key)
+            yield key.value, inner
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self.path}:{node.start_mark.line + 1}"
+
+    def _expanded(self, text: str, loc: Loc) -> str:
+        def replacement(match: re.Match[str]) -> str:
+            literal, name, default = match.groups()
+            if literal:
+                return "${"
+            value = self.env.get(name) or default  # set but empty counts as unset, as :- does in a shell
+            if value is None:
+                self.document.unset.setdefault(loc, name)
+                return ""
+            return value
+
+        return _VARIABLE.sub(replacement, text)

@@ -1,0 +1,386 @@
+"""What a scenario may say: every key with its meaning, its unit and its default. Reading files is ``load``'s job.
+
+Attributes carry their unit (``duration_s``), keys in the file do not (``duration: 15s``). The descriptions become the
+JSON Schema that editors read; ``public_json`` is the scenario as saved with a run and reads back as the same scenario.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from loadbench.records import Closed, Load, Open
+from loadbench.scenario.redaction import redact, redact_url
+from loadbench.scenario.units import RATE, Count, Duration, Positive, Rate, Share
+
+DEFAULT_DURATION = "15s"  # some hundred requests of a small model, and six levels stay under two minutes
+DEFAULT_START_SPACING = "1ms"  # 512 users start within half a second and not in one turn of the event loop
+
+EMBEDDED = "embedded"
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token, RFC 9110 section 5.6.2
+_SENT_BY_US = {"model", "messages", "stream", "max_tokens", "temperature"}
+
+
+def _refuse(message: str) -> PydanticCustomError:
+    """An error whose message is complete: what was expected and what was found."""
+    return PydanticCustomError("refused", "{message}", {"message": message})
+
+
+def _exactly_one(**values: object) -> None:
+    given = [name for name, value in values.items() if value is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise _refuse(f"expected exactly one of {', '.join(values)}, got {found}")
+
+
+class Part(BaseModel):
+    """A mapping of the scenario file: no key that is not known, nothing changed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what was not given. A null that differs from the default says something and stays."""
+        fields = type(self).model_fields.items()
+        optional = {key for name, field in fields if field.default is None for key in (name, field.alias)}
+        return {key: value for key, value in write(self).items() if value is not None or key not in optional}
+
+
+def _as_list(value: object) -> object:
+    """One value is a list of one, and ``1,2,4`` a list of three, as flags write it."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [value] if isinstance(value, int | float) else value
+
+
+def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [item, {"type": "string"}, {"type": "array", "items": item, "minItems": 1}]})
+
+
+Concurrencies = Annotated[
+    tuple[Positive, ...],
+    BeforeValidator(_as_list),
+    Field(min_length=1),
+    _one_or_more({"type": "integer", "minimum": 1}),
+]
+Rates = Annotated[tuple[Rate, ...], BeforeValidator(_as_list), Field(min_length=1), _one_or_more(RATE.json_schema())]
+Models = Annotated[
+    tuple[Annotated[str, StringConstraints(min_length=1)], ...],
+    BeforeValidator(_as_list),
+    Field(min_length=1),
+    _one_or_more({"type": "string", "minLength": 1}),
+]
+
+
+def _plain_name(name: str) -> str:
+    """Names end up in folder names and in the tags of histogram logs, which know neither spaces nor commas."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise PydanticCustomError("expected", "expected a name of letters, digits, - and _")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+
+
+class RequestOptions(Part):
+    """What every request has in common."""
+
+    stream: bool = Field(default=True, description="Ask for a stream. Without one there is no time to first token.")
+    max_tokens: Positive = Field(
+        default=64, description="Most tokens per answer; always sent, because servers reserve memory for it."
+    )
+    temperature: Annotated[float, Field(ge=0)] | None = Field(
+        default=0.0, description="Sampling temperature; null leaves it to the server."
+    )
+    headers: dict[str, str] = Field(
+        default_factory=dict, description="HTTP headers to add. Values of secret-looking ones are never saved."
+    )
+    extra: dict[str, Any] = Field(default_factory=dict, description="More keys of the request body, sent as they are.")
+
+    @model_validator(mode="after")
+    def _can_be_sent(self) -> RequestOptions:
+        for name, value in self.headers.items():
+            if not _HEADER_NAME.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+                raise _refuse(f"expected headers that HTTP allows, got {name!r}")
+        if ours := _SENT_BY_US & self.extra.keys():
+            raise _refuse(f"expected keys in extra that request has not itself, got {', '.join(sorted(ours))}")
+        return self
+
+
+class InputTokens(Part):
+    """The length of made-up prompts, from a truncated normal distribution."""
+
+    mean: float = Field(gt=0, description="Mean of the normal distribution, in tokens.")
+    stdev: float = Field(default=0.0, ge=0, description="Its standard deviation, in tokens.")
+    min: Positive = Field(default=1, description="Shortest prompt, in tokens.")
+    max: Positive | None = Field(default=None, description="Longest prompt, in tokens; no limit unless stated.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> InputTokens:
+        if self.mean < self.min or (self.max is not None and self.mean > self.max):
+            raise _refuse(f"expected min ≤ mean ≤ max, got {self.min}, {self.mean:g} and {self.max or 'none'}")
+        return self
+
+
+class Message(Part):
+    """One chat message."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who speaks.")
+    content: str = Field(description="What is said.")
+
+
+class PromptEntry(Part):
+    """One kind of prompt in the mix: a file, a text, a conversation, or made-up text of a given length."""
+
+    name: Name = Field(description="What results call this kind of prompt.")
+    weight: float = Field(default=1.0, gt=0, description="How often it is drawn, relative to the others' weights.")
+    file: str | None = Field(
+        default=None, description="A JSON list of prompts (texts, chats or objects), relative to the scenario file."
+    )
+    text: str | None = Field(default=None, min_length=1, description="One user message.")
+    messages: tuple[Message, ...] | None = Field(
+        default=None, min_length=1, description="One conversation, several turns."
+    )
+    input_tokens: InputTokens | None = Field(default=None, description="Made-up texts of about this many tokens.")
+    max_tokens: Positive | None = Field(default=None, description="Instead of request.max_tokens.")
+    sha256: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$", description="What the file must hash to; saved with every run."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptEntry:
+        _exactly_one(file=self.file, text=self.text, messages=self.messages, input_tokens=self.input_tokens)
+        return self
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": [key]} for key in ("file", "text", "messages", "input_tokens")]}
+    )
+
+
+def _names_differ(entries: tuple[PromptEntry, ...]) -> tuple[PromptEntry, ...]:
+    names = [entry.name for entry in entries]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise _refuse(f"expected a different name for each entry, got {twice} twice")
+    return entries
+
+
+class Warmup(Part):
+    """Requests before the measurement."""
+
+    requests: Count = Field(
+        default=2, description="Sent one after another before a model's first level, recorded but never counted."
+    )
+
+
+class Stage(Part):
+    """A load held for a while: a closed loop of users, or an open loop at a rate; a list gives one level each."""
+
+    concurrency: Concurrencies | None = Field(
+        default=None, description="Closed loop: this many users, each sends its next request when its last is done."
+    )
+    rates_per_s: Rates | None = Field(
+        default=None,
+        alias="rate",
+        description="Open loop: requests per second on a schedule, whatever the target does.",
+    )
+    arrivals: Literal["constant", "poisson"] | None = Field(
+        default=None, description="Open loop: how arrivals are spaced; poisson unless stated."
+    )
+    duration_s: Annotated[Duration, Field(gt=0)] | None = Field(
+        default=None,
+        alias="duration",
+        description=f"Stop issuing after this; {DEFAULT_DURATION} if requests is absent too.",
+    )
+    requests: Positive | None = Field(
+        default=None, description="Stop issuing after this many; with duration, whichever comes first."
+    )
+    min_requests: Count = Field(default=0, description="Go on past duration until so many are issued.")
+    start_spacing_s: Duration | None = Field(
+        default=None,
+        alias="start_spacing",
+        description=f"Closed loop: time between two users' first requests; {DEFAULT_START_SPACING} unless stated.",
+    )
+    max_in_flight: Positive | None = Field(
+        default=None, description="Open loop: what would exceed it is dropped and counts as failed; no limit if absent."
+    )
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["concurrency"]}, {"required": ["rate"]}]})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, data: Any) -> Any:
+        """Fill what depends on the kind of stage, so that a saved scenario does not depend on our defaults."""
+        if not isinstance(data, dict):
+            return data
+        filled = {"arrivals": "poisson"} if data.get("rate") is not None else {"start_spacing": DEFAULT_START_SPACING}
+        if data.get("duration") is None and data.get("requests") is None:
+            filled["duration"] = DEFAULT_DURATION
+        return filled | {key: value for key, value in data.items() if value is not None or key not in filled}
+
+    @model_validator(mode="after")
+    def _one_loop(self) -> Stage:
+        _exactly_one(concurrency=self.concurrency, rate=self.rates_per_s)
+        strays: dict[str, object] = {"start_spacing": self.start_spacing_s}
+        here, elsewhere = "rate", "concurrency"
+        if self.concurrency is not None:
+            strays = {"arrivals": self.arrivals, "max_in_flight": self.max_in_flight}
+            here, elsewhere = elsewhere, here
+        for key, value in strays.items():
+            if value is not None:
+                raise _refuse(f"expected {key} in a stage with {elsewhere}, got it beside {here}")
+        if self.requests is not None and self.min_requests > self.requests:
+            raise _refuse(f"expected min_requests ≤ requests, got {self.min_requests} and {self.requests}")
+        return self
+
+    def loads(self) -> tuple[Load, ...]:
+        """The loads in the order of the file, one level each."""
+        if self.concurrency is not None:
+            return tuple(Closed(users) for users in self.concurrency)
+        return tuple(Open(rate, self.arrivals or "poisson") for rate in self.rates_per_s or ())
+
+
+class Deadlines(Part):
+    """Limits on the clock for one request, counted from when it is sent. A token stream that goes on does not help."""
+
+    first_token_s: Annotated[Duration, Field(gt=0)] = Field(
+        default=60.0, alias="first_token", description="Given up when no token has come by then."
+    )
+    total_s: Annotated[Duration, Field(gt=0)] = Field(
+        default=180.0, alias="total", description="Given up when the answer is not complete by then."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Deadlines:
+        if self.first_token_s > self.total_s:
+            raise _refuse(f"expected first_token ≤ total, got {self.first_token_s:g}s and {self.total_s:g}s")
+        return self
+
+
+Limit = Annotated[Duration, Field(gt=0)] | None
+
+
+class LatencyLimits(Part):
+    """The most that percentiles of one latency may be."""
+
+    p50_s: Limit = Field(default=None, alias="p50", description="Median.")
+    p90_s: Limit = Field(default=None, alias="p90", description="90th percentile.")
+    p95_s: Limit = Field(default=None, alias="p95", description="95th percentile.")
+    p99_s: Limit = Field(default=None, alias="p99", description="99th percentile.")
+
+
+class Slo(Part):
+    """What counts as good enough. Latencies are service times in closed loop and response times in open loop."""
+
+    ttft: LatencyLimits | None = Field(default=None, description="Time to first token.")
+    e2e: LatencyLimits | None = Field(default=None, description="Time to last token.")
+    tpot: LatencyLimits | None = Field(default=None, description="Time per output token after the first.")
+    gap: LatencyLimits | None = Field(default=None, description="Time between two chunks.")
+    error_rate: Share | None = Field(default=None, description="Most requests that may fail, of those attempted.")
+    goodput: Share | None = Field(
+        default=None, description="Fewest requests that must succeed within every latency limit."
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Slo:
+        if self.error_rate is None and self.goodput is None and not any(self.limits()):
+            raise _refuse("expected at least one limit, got none")
+        return self
+
+    def limits(self) -> Iterator[tuple[str, str, float]]:
+        """Every latency limit as (metric, percentile, seconds), for example ("ttft", "p95", 2.0)."""
+        for metric in ("ttft", "e2e", "tpot", "gap"):
+            given: LatencyLimits | None = getattr(self, metric)
+            for attribute in LatencyLimits.model_fields if given else ():
+                if (limit_s := getattr(given, attribute)) is not None:
+                    yield metric, attribute.removesuffix("_s"), limit_s
+
+
+def _endpoint(text: str) -> str:
+    if text == EMBEDDED:
+        return text
+    if re.match(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d+(/|$)", text):  # host:port, as people type it
+        text = f"http://{text}"
+    try:
+        parts = urlsplit(text)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, an unclosed [
+        whole = False
+    if not whole:
+        raise PydanticCustomError("expected", "expected embedded or a URL such as http://127.0.0.1:5273/v1")
+    return text
+
+
+class Scenario(Part):
+    """A load test: whom to ask, what, under which loads, and what counts as good enough."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema", description="Version of this format.")
+    name: Name = Field(default="scenario", description="Names the run's folder; the file's name unless stated.")
+    description: str = Field(default="", description="One line for the report: what is this measurement for?")
+    endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
+        default=EMBEDDED,
+        description="Base URL of the API, with or without /v1, or embedded: a Foundry Local of our own."
+        " FOUNDRY_LOCAL_ENDPOINT and --endpoint come before it.",
+    )
+    models: Models = Field(
+        default=("auto",), description="Measured one after another: aliases, exact ids, synthetic:NAME, or auto."
+    )
+    request: RequestOptions = Field(default=RequestOptions(), description="What every request has in common.")
+    prompts: Annotated[tuple[PromptEntry, ...], AfterValidator(_names_differ)] = Field(
+        default=(PromptEntry(name="default", input_tokens=InputTokens(mean=100, stdev=25, min=20, max=200)),),
+        min_length=1,
+        description="The mix: kinds of prompt, drawn by weight, seeded, without end.",
+    )
+    warmup: Warmup = Field(default=Warmup(), description="Requests before the measurement.")
+    stages: tuple[Stage, ...] = Field(
+        default=(Stage(concurrency=(1,)),), min_length=1, description="The loads, one after another."
+    )
+    deadlines: Deadlines = Field(default=Deadlines(), description="When a request is given up.")
+    drain_s: Duration = Field(
+        default=30.0,
+        alias="drain",
+        description="How long a level waits for its last answers; the rest is censored.",
+    )
+    canary: bool = Field(
+        default=True, description="Send one small request after every level to see that the target still answers."
+    )
+    slo: Slo | None = Field(default=None, description="What counts as good enough; without it nothing is judged.")
+    seed: Annotated[Count, Field(lt=2**63)] = Field(
+        default=42, description="Everything random comes from it: the same seed asks the same things at the same times."
+    )
+
+    def redacted(self) -> Scenario:
+        """The same scenario without the values of secret-looking headers and keys, nor its URL's credentials."""
+        request = {"headers": redact(self.request.headers), "extra": redact(self.request.extra)}
+        endpoint = self.endpoint if self.endpoint == EMBEDDED else redact_url(self.endpoint)
+        return self.model_copy(update={"endpoint": endpoint, "request": self.request.model_copy(update=request)})
+
+    def public_json(self) -> dict[str, Any]:
+        """The redacted scenario as plain JSON values, quantities with their units: ``model_validate`` reads it back."""
+        return self.redacted().model_dump(mode="json", by_alias=True)
+
+
+def schema_json() -> str:
+    """The JSON Schema of scenario files, for editors: pretty, sorted, one newline at the end."""
+    schema: Mapping[str, Any] = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Scenario.model_json_schema(by_alias=True, mode="validation"),
+        "title": "loadbench scenario",
+    }
+    return json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
