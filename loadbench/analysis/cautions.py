@@ -1,0 +1,200 @@
+"""Doubts that travel with the numbers: each has a place, a reason and an advice. Here is every rule that raises one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from loadbench.analysis.metrics import LATENCIES, Window
+from loadbench.analysis.rundir import RunData
+from loadbench.analysis.stats import FLOORS, NS_PER_MS, Distribution
+from loadbench.analysis.steady import drift
+from loadbench.analysis.summary import Caution, Client, ClosedLoad, Latencies, Level, Summary
+from loadbench.outcomes import OUTCOMES
+
+BOUND_SHARE = 0.10  # our lateness against the time to first token: MEASUREMENT.md, "Is it us?"
+BUSY_SHARE = 0.90  # of one core: the event loop has one
+BESIDE_SHARE = 0.10  # of all cores: what we take from a target on the same machine
+STEAL_SHARE = 0.02
+ASKED_SHARE = 0.99
+REACHED_SHARE = 0.95
+GROWTH_SHARE, GROWTH_BYTES = 0.10, 64 << 20  # under either, allocators' caches and page rounding explain it
+
+
+def place(level: Level) -> str:
+    """What a level is called in sentences."""
+    if isinstance(level.load, ClosedLoad):
+        return f"{level.model} at {level.load.concurrency} user{'s' if level.load.concurrency > 1 else ''}"
+    return f"{level.model} at {level.load.rate_per_s:g} requests/s"
+
+
+def client_bound(client: Client, latency_ms: Latencies) -> tuple[str, ...] | None:
+    """Why our own lateness may have shaped the numbers; empty: it did not; None: nothing to tell it from."""
+    lag = latency_ms["lag"]["service"]
+    lag_ms = next((value for value in (lag.p99, lag.p95, lag.p90, lag.max) if value is not None), None)
+    first_ms = first_token(latency_ms).p50
+    reasons = []
+    if first_ms is not None:
+        for what, late_ms in (
+            ("requests left", lag_ms),
+            ("the event loop ran", client.loop_lag_p99_ms),
+            ("a collector pause held it", client.gc_pause_max_ms),
+        ):
+            if late_ms is not None and late_ms > BOUND_SHARE * first_ms:
+                reasons.append(f"{what} {late_ms:.1f} ms late, {late_ms / first_ms:.0%} of the first-token p50")
+    if client.cpu_share is not None and client.cpu_share > BUSY_SHARE:
+        reasons.append(f"our process used {client.cpu_share:.0%} of a core")
+    known = (lag_ms is not None or client.loop_lag_p99_ms is not None) and first_ms is not None
+    return tuple(reasons) if reasons or known else None
+
+
+def first_token(latency_ms: Latencies) -> Distribution:
+    """What stands for a level's latency: the TTFT, or without streaming the E2E."""
+    ttft = latency_ms["ttft"]["service"]
+    return ttft if ttft.n else latency_ms["e2e"]["service"]
+
+
+def of_level(level: Level, run: RunData, window: Window) -> tuple[Caution, ...]:
+    """Every doubt about one level."""
+    found = (
+        *_cut_short(level),
+        *_failures(level, run),
+        *_samples(level),
+        *_steady(level, window),
+        *_ours(level, run, window),
+        *_target(level),
+    )
+    return tuple(Caution(about, place(level), reason, advice) for about, reason, advice in found)
+
+
+Found = Iterator[tuple[str, str, str]]
+
+
+def _cut_short(level: Level) -> Found:
+    if not level.complete:
+        why = level.ended_by or "the run was cut off"
+        yield "cut_short", f"the level did not end as planned: {why}", "repeat it before comparing it with others"
+
+
+def _failures(level: Level, run: RunData) -> Found:
+    attempted, ok = level.requests.attempted, level.requests.ok
+    for name, count in level.requests.failed.items():
+        outcome = OUTCOMES.get(name)
+        meaning, advice = (outcome.meaning, outcome.advice) if outcome else ("not a known outcome", "")
+        detail = run.details.get((level.index, name))
+        reason = f"{count} of {attempted} requests: {meaning}" + (f" ({detail})" if detail else "")
+        yield name, reason, advice
+    if attempted == 0:
+        yield "nothing_sent", "no request was sent", "give the level more time or a higher rate"
+    elif ok == 0:
+        yield "nothing_succeeded", f"none of {attempted} requests succeeded, so there is no latency", "see the failures"
+    elif ok < attempted / 2:
+        reason = f"only {ok} of {attempted} requests succeeded, and the percentiles speak of these alone"
+        yield "few_succeeded", reason, "look at p99_all, which counts failures as infinite"
+
+
+def _samples(level: Level) -> Found:
+    n, enough = first_token(level.latency_ms).n, FLOORS["p95"]
+    if 0 < n < enough:
+        longer_s = level.window_s * enough / n
+        reason = f"{n} samples: p95 is firm from {enough}, p99 from {FLOORS['p99']}"
+        yield "few_samples", reason, f"set min_requests: {enough}, or duration: {math.ceil(1.1 * longer_s)}s"
+    sources = level.tokens.source
+    if len(sources) > 1:
+        told = " and ".join(f"{count} by {source}" for source, count in sources.items())
+        reason = f"tokens were counted in two ways ({told})"
+        yield "tokens_counted_two_ways", reason, "do not trust tok/s and TPOT of this level"
+    elif "chunks" in sources:
+        reason = "the server sent no usage: tokens are counted as chunks"
+        yield "chunks_counted_as_tokens", reason, "compare tok/s with endpoints that are counted the same way only"
+
+
+def _steady(level: Level, window: Window) -> Found:
+    metric = "ttft" if level.latency_ms["ttft"]["service"].n else "e2e"
+    if stamps := LATENCIES[metric].series[level.headline]:
+        order = np.argsort(window.samples.due_ns)
+        values_ns = stamps(window.samples)[order][window.ok[order]]
+        if found := drift(values_ns[~np.isnan(values_ns)]):
+            before, after = f"{found.first / NS_PER_MS:.1f} ms", f"{found.last / NS_PER_MS:.1f} ms"
+            reason = f"{LATENCIES[metric].title} p50 went from {before} in the first third to {after} in the last"
+            yield "drift", reason, "no percentile describes both: find out what changed, or run it longer"
+    if isinstance(level.load, ClosedLoad) and level.concurrency_reached is not None:
+        users = level.load.concurrency
+        if level.concurrency_reached < REACHED_SHARE * users:
+            reason = f"{level.concurrency_reached:.2g} of {users} users had a request in flight on average"
+            yield "concurrency_missed", reason, "make the level longer, or see why users waited"
+
+
+def _ours(level: Level, run: RunData, window: Window) -> Found:
+    client = level.client
+    if client.bound:
+        advice = "give the client a machine of its own, or lower the load"
+        yield "client_bound", f"client-bound: {'; '.join(client.bound_because)}", advice
+    cores = run.facts["environment"].get("cores")
+    if client.cpu_share and cores and run.facts["endpoint"].get("local") and client.cpu_share > BESIDE_SHARE * cores:
+        reason = f"our process used {client.cpu_share:.0%} of a core on the target's own machine of {cores}"
+        yield "shared_machine", reason, "send the load from another machine to know what this one can do alone"
+    if client.steal_share is not None and client.steal_share > STEAL_SHARE:
+        reason = f"the hypervisor gave {client.steal_share:.0%} of the CPU time to others"
+        yield "stolen_cpu", reason, "repeat the level, on a quieter machine if you can"
+    if client.new_connections:
+        reason = f"{client.new_connections} connections were opened inside the level; lag and response time hold it"
+        yield "new_connections", reason, "see whether the server closes connections"
+    due = np.count_nonzero(window.samples.due_ns <= window.end_ns)
+    sent = np.count_nonzero(window.samples.sent_ns <= window.end_ns)
+    if level.load.kind == "open" and due and sent < ASKED_SHARE * due:
+        reason = f"{sent} of {due} requests that were due left in time ({sent / due:.1%})"
+        yield "rate_missed", reason, "lower the rate: this level's load is not the one that was asked for"
+    clipped = sum(hdr.clipped for (index, _), hdr in run.gaps.items() if index == level.index)
+    if clipped:
+        yield (
+            "clipped_gaps",
+            f"{clipped} gaps did not fit the histogram (over 73 minutes)",
+            "look at max_gap_ns in the samples",
+        )
+
+
+def _target(level: Level) -> Found:
+    state, evidence, rss = level.target.state, level.target.evidence, level.target.rss_bytes
+    if state not in (None, "healthy"):
+        why = f": {'; '.join(evidence)}" if evidence else ""
+        yield "unhealthy_target", f"the target was {state} at the end of the level{why}", "read the service's log"
+    if rss.before is not None and rss.after is not None:
+        grown = rss.after - rss.before
+        if grown > max(GROWTH_BYTES, GROWTH_SHARE * rss.before):
+            reason = f"the target kept {grown / 2**20:.0f} MiB more after the level than before"
+            yield "memory_growth", reason, "repeat the level: growth that goes on is a leak"
+
+
+def of_run(summary: Summary, run: RunData) -> tuple[Caution, ...]:
+    """Every doubt about the run as a whole."""
+    return tuple(Caution(about, "run", reason, advice) for about, reason, advice in _whole(summary, run))
+
+
+def _whole(summary: Summary, run: RunData) -> Found:
+    if summary.status != "complete":
+        why = f": {summary.reason}" if summary.reason else ""
+        yield (
+            summary.status,
+            f"the run is {summary.status.replace('_', ' ')}{why}",
+            "repeat it: the command is in the report",
+        )
+    missing = summary.levels_planned - len(summary.levels)
+    if missing > 0:
+        yield "not_run", f"{missing} of {summary.levels_planned} planned levels were not run", "repeat the run"
+    for model in summary.models:
+        name = model.id or model.asked
+        if model.synthetic:
+            reason = f"{name} has random weights: its timings are the engine's, its words mean nothing"
+            yield "synthetic", reason, "name a real model to learn about that model"
+        if model.status != "ok":
+            why = f": {model.reason}" if model.reason else ""
+            yield "model", f"{name} was not measured ({model.status}){why}", "see that the endpoint can load it"
+    warm = run.samples.said(run.samples.phase, "warmup")
+    if summary.levels and not warm.any():
+        yield "no_warmup", "no warm-up request: the first level pays for what happens once", "set warmup: {requests: 2}"
+    for file, lines in run.torn.items():
+        reason = f"{lines} unreadable line{'s' if lines > 1 else ''} in {file} skipped"
+        yield "torn", reason, "expected of a run that was killed; else the disk was full or the file was edited"

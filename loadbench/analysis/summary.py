@@ -1,0 +1,243 @@
+"""What is told about a run: these dataclasses are summary.json, field for field, and its JSON Schema is made from them.
+
+Units are in the names: ``_ms``, ``_s``, ``_per_s``, ``_bytes``, ``_share`` (0 to 1); every latency is in milliseconds.
+What never happened or could not be known is None (null), never 0. Filling them in is ``summarise.py``'s job.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from loadbench.analysis.metrics import LATENCIES, RATES, Series
+from loadbench.analysis.stats import Distribution
+
+SCHEMA = 1
+
+
+Result = Literal["pass", "fail", "undecided"]
+
+# By metric (ttft, e2e, tpot, gap, lag), then by series; every metric and series of LATENCIES is always there.
+Latencies = dict[str, dict[str, Distribution]]
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedLoad:
+    """N users, each sending its next request when its last one is done."""
+
+    concurrency: int
+    kind: Literal["closed"] = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLoad:
+    """A schedule laid down beforehand."""
+
+    rate_per_s: float
+    arrivals: str
+    kind: Literal["open"] = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Requests of the load phase. ``failed`` counts by outcome, most frequent first."""
+
+    attempted: int
+    ok: int
+    failed: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of the successful requests. ``source`` counts requests by where their output count comes from."""
+
+    input_mean: float | None
+    output_mean: float | None
+    output_total: int
+    source: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of prompt within a level."""
+
+    kind: str
+    requests: Requests
+    tokens: Tokens
+    latency_ms: Latencies
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Our own state during a level. ``bound`` says whether we, not the target, shaped the numbers, and why."""
+
+    bound: bool | None
+    bound_because: tuple[str, ...] = ()
+    cpu_share: float | None = None
+    loop_lag_p99_ms: float | None = None
+    loop_lag_max_ms: float | None = None
+    gc_pauses: int | None = None
+    gc_pause_max_ms: float | None = None
+    steal_share: float | None = None
+    new_connections: int | None = None
+    rss_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rss:
+    """Resident memory of the target's processes around one level."""
+
+    before: int | None = None
+    peak: int | None = None
+    after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How the target was at the end of a level, with the evidence."""
+
+    state: str | None
+    evidence: tuple[str, ...]
+    rss_bytes: Rss
+
+
+@dataclass(frozen=True, slots=True)
+class SloClause:
+    """One clause of the SLO on one level. ``undecided`` where the value is not firm or does not exist.
+
+    ``value`` and ``limit`` are in ``unit``, ``ms`` or ``share``; the value stands on ``n`` samples.
+    """
+
+    clause: str  # "ttft.p95", "error_rate", "goodput"
+    series: Series | None
+    unit: Literal["ms", "share"]
+    limit: float
+    value: float | None
+    n: int
+    result: Result
+    because: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """A doubt that travels with a number: where, why, and what to do. ``about`` is a short name to group by."""
+
+    about: str
+    place: str
+    reason: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One load on one model, measured over ``window_s`` seconds; every level that was started is here.
+
+    ``headline`` names the series to look at first. ``concurrency_reached`` is the time-weighted mean of requests in
+    flight; ``issued_per_s`` is what was really sent, against ``load.rate_per_s`` in open loop.
+    """
+
+    index: int
+    stage: int
+    model: str
+    load: ClosedLoad | OpenLoad
+    headline: Series
+    complete: bool
+    ended_by: str | None
+    started_s: float
+    window_s: float
+    requests: Requests
+    throughput: dict[str, float | None]
+    concurrency_reached: float | None
+    issued_per_s: float | None
+    latency_ms: Latencies
+    tokens: Tokens
+    by_kind: tuple[Kind, ...]
+    client: Client
+    target: Target
+    slo: tuple[SloClause, ...]
+    cautions: tuple[Caution, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as asked for and as found."""
+
+    asked: str
+    id: str | None
+    synthetic: bool
+    status: str
+    reason: str | None
+    load_ms: float | None
+    first_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One paragraph in plain words; the worst state the target was in; whether the SLO held (None: there is none)."""
+
+    text: str
+    target: str | None
+    slo: Result | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A run. ``status`` is complete, interrupted, target_died, failed or incomplete (cut off: no end was written).
+
+    ``cautions`` holds those of the run as a whole; each level carries its own. ``command`` repeats the run.
+    """
+
+    schema: int
+    loadbench: str
+    name: str
+    status: str
+    reason: str | None
+    started: str
+    duration_s: float
+    command: str
+    verdict: Verdict
+    environment: dict[str, Any]
+    endpoint: dict[str, Any]
+    models: tuple[Model, ...]
+    levels_planned: int
+    levels: tuple[Level, ...]
+    cautions: tuple[Caution, ...]
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of summary.json; metrics and rates with their definitions."""
+    made = TypeAdapter(Summary).json_schema(mode="serialization")
+    for shape in (made, *made["$defs"].values()):
+        shape["required"] = list(shape["properties"])  # what is null is written, too
+    distribution = {"$ref": "#/$defs/Distribution"}
+    latencies = {
+        metric.name: {
+            "description": metric.definition,
+            "type": "object",
+            "properties": dict.fromkeys(metric.series, distribution),
+            "required": list(metric.series),
+        }
+        for metric in LATENCIES.values()
+    }
+    rates = {
+        rate.name: {"description": f"{rate.definition} In {rate.unit}.", "type": ["number", "null"]}
+        for rate in RATES.values()
+    }
+    level, kind = made["$defs"]["Level"]["properties"], made["$defs"]["Kind"]["properties"]
+    level["throughput"] = {"type": "object", "properties": rates, "required": list(rates)}
+    level["latency_ms"] = kind["latency_ms"] = {"type": "object", "properties": latencies, "required": list(latencies)}
+    made["properties"]["schema"] = {"const": SCHEMA}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "loadbench summary", **made}
+
+
+def schema_json() -> str:
+    """The same as it is shipped: loadbench/schemas/summary.schema.json."""
+    return json.dumps(schema(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":  # python -m loadbench.analysis.summary > loadbench/schemas/summary.schema.json
+    sys.stdout.write(schema_json())
