@@ -6,18 +6,22 @@ One path, five rooms::
        │  WHAT IS ASKED      WHO IS ASKED        ASKING                     WHAT HAPPENED          TELLING
        ▼
      scenario/ ───────────▶ target/ ──────────▶ engine/ ── results/…/ ───▶ analysis/ ──────────▶ report/
-     schema  prompts        endpoint foundry     sse  client  load         histogram stats        console tables
-     arrivals plan          synthetic fake       recorder pulse            metrics summary        live
-     units   load           memory                                         rundir  verdict
+     load  schema           target  endpoint    shard  load                rundir  metrics       write  console
+     prompts  arrivals      models  foundry     client  exchange           stats  summary        markdown  tables
+     plan  units            synthetic  fake     sse  recorder              cautions  slo         live  plan
+                            memory  state       pulse  platform            verdict
 
     records.py   Prompt, Request, Sample, the loads and the level: the plain things that move
     outcomes.py  what can happen to a request, with pattern and advice, in one table
+    hdr.py       HDR histograms and their log file: written on the left of the run directory, read on its right
     errors.py    the errors a user may see, each with its exit code
-    runner.py    the order of things
+    files.py     writes a file whole
+    runner.py    the order of things; progress.py tells the live view where it is
     cli.py       words and exit codes
 
 Left of the run directory the program measures and never summarises; right of it it summarises and never sends.
-A module imports only from rooms to its left and from the four plain modules; ``runner`` and ``cli`` stand above all.
+A module imports only from its own room, rooms to its left and the plain modules, which are the first five below the
+picture; ``runner``, ``progress`` and ``cli`` stand above all.
 ``tests/test_house.py`` walks the imports and holds this picture true.
 """
 

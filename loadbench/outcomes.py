@@ -35,7 +35,7 @@ OUTCOMES: dict[str, Outcome] = {
             "context_exceeded",
             "prompt and max_tokens do not fit the model's context",
             "shorten the prompts or lower max_tokens",
-            r"maximum context length|context (window|length|size).{0,40}(exceed|overflow)|exceeds? the (available )?context",
+            r"maximum context length|context (window|length|size).{0,40}(exceed|overflow)|exceeds? the .{0,12}context",
         ),
         _row(
             "engine_capacity",

@@ -139,6 +139,11 @@ def test_the_endpoint_is_the_flags_then_the_environments_then_the_files_then_emb
     assert (loaded.scenario.endpoint, loaded.endpoint_source) == (endpoint, source)
 
 
+def test_a_host_and_a_port_are_an_endpoint(home: Path) -> None:
+    assert read("endpoint: windows-host:5273").scenario.endpoint == "http://windows-host:5273"
+    assert read("seed: 1", Overrides(endpoint="[::1]:80/v1")).scenario.endpoint == "http://[::1]:80/v1"
+
+
 def test_flags_set_what_they_name(home: Path) -> None:
     overrides = Overrides(
         sets=("stages.1.arrivals=constant", "request.max_tokens=9", "slo.ttft.p95=1s", "stages.0.duration=1h"),
@@ -285,8 +290,8 @@ def test_a_flag_that_does_not_fit_is_named(home: Path, overrides: Overrides, pro
             "s.yaml:1: request: expected keys in extra that request has not itself, got model",
         ),
         (
-            "endpoint: localhost:5273",
-            's.yaml:1: endpoint: expected embedded or a URL such as http://127.0.0.1:5273/v1, got "localhost:5273"',
+            "endpoint: localhost/5273",
+            's.yaml:1: endpoint: expected embedded or a URL such as http://127.0.0.1:5273/v1, got "localhost/5273"',
         ),
         ("seed: 1\nseed: 2", "s.yaml:2: seed: expected this key once, got it here and on line 1"),
         ("", "s.yaml:1: expected keys such as name, models and stages, got an empty file"),

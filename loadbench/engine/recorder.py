@@ -1,6 +1,6 @@
 """Puts what happened on disk as it happens: a run that is killed keeps every request that had ended.
 
-Samples are written in the loop turn in which they end, histogram intervals and telemetry once a second. Nothing grows
+Samples are written the moment they end, histogram intervals and telemetry once a second. Nothing grows
 with the length of a run. Summing up is analysis' job; the few figures kept here are for the live view.
 """
 
@@ -31,7 +31,6 @@ class Recorder:
     def __init__(self, folder: Path, started_wall_ns: int, on_failure: Callable[[OSError], None]) -> None:
         self._on_failure = on_failure
         self.failure: OSError | None = None
-        self._pending: list[bytes] = []
         self._samples = _append_to(folder / "samples.jsonl")
         self._telemetry = _append_to(folder / "telemetry.jsonl")
         self._histograms = _append_to(folder / "histograms.hlog")
@@ -69,9 +68,8 @@ class Recorder:
 
     def add(self, sample: Sample) -> None:
         """Write down one request's end."""
-        if not self._pending:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._pending.append(orjson.dumps(sample._asdict(), option=orjson.OPT_APPEND_NEWLINE))
+        # At once, before the user's next request: whatever kills us, no answered request is ever lost. 3 µs.
+        self._write(self._samples, orjson.dumps(sample._asdict(), option=orjson.OPT_APPEND_NEWLINE))
         if sample.phase != "load":
             return
         self.outcomes[sample.outcome] += 1
@@ -130,7 +128,6 @@ class Recorder:
 
     def close(self) -> None:
         """Everything to the disk."""
-        self._flush()
         for file in (self._samples, self._telemetry, self._histograms):
             try:
                 file.close()
@@ -142,11 +139,6 @@ class Recorder:
         if values is None:
             values = self._values[name, kind] = array("q")
         return values
-
-    def _flush(self) -> None:
-        lines, self._pending = b"".join(self._pending), []
-        if lines:
-            self._write(self._samples, lines)
 
     def _write(self, file: BinaryIO, data: bytes) -> None:
         try:

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from loadbench.engine.client import Client, Wire
+from loadbench.engine.client import Client
+from loadbench.engine.exchange import Wire
 from loadbench.engine.load import Clock, Issuing, run_level
 from loadbench.engine.pulse import Pulse
 from loadbench.engine.recorder import Recorder

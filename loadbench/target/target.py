@@ -92,7 +92,7 @@ class Target:
         return self.foundry is not None and (asked == "auto" or asked.startswith("synthetic:"))
 
     def rss_bytes(self, relist: bool = False) -> int | None:
-        """Resident bytes of the service's processes; None where it is elsewhere or gone. ``relist``: find new children."""
+        """Resident bytes of the service's processes, None where they cannot be known. ``relist`` finds new children."""
         figures = self._tree.sample(relist=relist) if self._tree is not None else None
         return figures.rss_bytes if figures is not None else None
 

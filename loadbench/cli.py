@@ -1,0 +1,233 @@
+"""Words and exit codes: what the command line understands. All work is done elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from loadbench import __version__
+from loadbench.errors import LoadbenchError
+
+INTERRUPTED = 130
+T = TypeVar("T")
+
+
+class _Commands(click.Group):
+    """Turns our errors into one line and their exit code, wherever they come from."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), "fake"])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name == "fake":  # its options come from the script's fields: 0.1 s that only it should pay
+            from loadbench.target.fake_cli import fake_command
+
+            return fake_command
+        return super().get_command(context, name)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except LoadbenchError as error:
+            click.echo(f"loadbench: {error}", err=True)
+            raise SystemExit(error.exit_code) from None
+        except BrokenPipeError:  # the reader of a pipe has gone: nothing to say to anybody
+            sys.stderr.close()
+            raise SystemExit(1) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="loadbench")
+def main() -> None:
+    """Load and concurrency tests for language models on your own machine.
+
+    \b
+    loadbench run scenarios/edge.yaml              measure an embedded Foundry Local, offline
+    loadbench run S --endpoint http://HOST:5273/v1 measure any OpenAI-compatible endpoint
+    loadbench check S                              validate a scenario and print its plan
+    loadbench report results/X                     every number again, from the directory alone
+    """
+
+
+def _scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = (
+        click.argument("scenario", type=click.Path(path_type=Path)),
+        click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change any key: stages.0.duration=5s"),
+        click.option("--endpoint", metavar="URL", help="Base URL of the API, or embedded."),
+        click.option("--model", "models", multiple=True, metavar="NAME", help="Model to measure; may be repeated."),
+        click.option("--concurrency", metavar="N,N,…", help="One closed-loop stage with these levels."),
+        click.option("--rate", metavar="N/s", help="One open-loop stage at this rate."),
+        click.option("--duration", metavar="TIME", help="Duration of every level, for example 30s."),
+        click.option("--requests", type=int, metavar="N", help="Stop every level after so many requests."),
+        click.option("--seed", type=int, help="Everything random comes from it."),
+        click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent with every request."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _load(options: dict[str, Any]) -> Any:
+    from loadbench.scenario.load import Overrides, load_scenario
+
+    path = options.pop("scenario")
+    return load_scenario(path, Overrides(**options), os.environ)
+
+
+@main.command()
+@_scenario_options
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the results; new or empty.")
+@click.option("--quiet", is_flag=True, help="Show nothing but errors and the last lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout, and nothing else there.")
+def run(out: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Run SCENARIO and report what happened.
+
+    A bearer key for an endpoint comes from OPENAI_API_KEY or --header; it is sent and never stored. Ctrl-C once
+    finishes what is in flight and writes the results; twice quits.
+
+    Exit codes: 0 done, 2 usage or scenario, 3 endpoint or model not servable, 93 target died, 94 result invalid,
+    99 SLO missed, 130 interrupted.
+    """
+    from loadbench.report.live import choose_view
+    from loadbench.runner import Order, Run
+
+    loaded = _load(options)
+    key = os.environ.get("OPENAI_API_KEY")
+    order = Order(
+        loaded=loaded,
+        results=Path("results"),
+        out=out,
+        command=_repeat_command(),
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+    )
+    view = choose_view(quiet=quiet, keep=not sys.stdout.isatty())
+    the_run = Run(order, view)
+    _run_in_loop(the_run.execute, the_run.stop)
+    raise SystemExit(_tell(the_run.folder, quiet=quiet, as_json=as_json))
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--quiet", is_flag=True, help="Write the files and show only the last lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout, and nothing else there.")
+def report(directory: Path, quiet: bool, as_json: bool) -> None:
+    """Make every number of DIRECTORY again from its samples, and show them. Exits as the run did."""
+    raise SystemExit(_tell(directory, quiet=quiet, as_json=as_json))
+
+
+def _tell(directory: Path, *, quiet: bool, as_json: bool) -> int:
+    from loadbench.analysis.verdict import exit_code
+    from loadbench.report.console import print_report
+    from loadbench.report.write import write_report
+
+    summary = write_report(directory)
+    if as_json:
+        sys.stdout.write((directory / "summary.json").read_text(encoding="utf-8"))
+    else:
+        print_report(summary, directory)
+    return exit_code(summary)
+
+
+@main.command()
+@_scenario_options
+def check(**options: Any) -> None:
+    """Validate SCENARIO without any traffic and print its plan: levels, requests, estimated time."""
+    from loadbench.report.plan import print_plan
+
+    print_plan(_load(options))
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files, for editors."""
+    from loadbench.scenario.schema import schema_json
+
+    click.echo(schema_json(), nl=False)
+
+
+@main.command()
+@click.option("--model", "models", multiple=True, default=("auto",), metavar="NAME", help="synthetic:NAME or a folder.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=0, show_default="a free one", help="Port to listen on.")
+def serve(models: tuple[str, ...], host: str, port: int) -> None:
+    """Run the embedded Foundry Local by hand, with the models loaded, until Ctrl-C; prints the endpoint.
+
+    Foundry Local knows neither keys nor TLS: beyond loopback whoever reaches the port may use it.
+    """
+    from loadbench.target.target import Target
+
+    async def serve_models() -> None:
+        target = await Target.embedded(models, "serve", host=host, port=port)
+        try:
+            for asked in models:
+                model = await target.load(await target.resolve(asked))
+                click.echo(f"{model.base_url}  {model.id}")
+            await target.ended()
+        finally:
+            await target.close()
+
+    with contextlib.suppress(SystemExit):
+        _run_in_loop(serve_models, None)
+
+
+def _run_in_loop(work: Callable[[], Coroutine[Any, Any, T]], stop: Callable[[str], bool] | None) -> T:
+    """Run it in the event loop. The first Ctrl-C or SIGTERM calls ``stop``; the second cancels, or where it says no."""
+    from loadbench.engine.platform import run_in_loop
+
+    async def watched() -> T:
+        loop, task, asked = asyncio.get_running_loop(), asyncio.ensure_future(work()), False
+
+        def on_signal() -> None:
+            nonlocal asked
+            if stop is None or asked or not stop("interrupted"):
+                task.cancel()
+            asked = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            _on_signal(loop, number, on_signal)
+        return await task
+
+    try:
+        return run_in_loop(watched())
+    except asyncio.CancelledError:
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, call: Callable[[], None]) -> None:
+    try:
+        loop.add_signal_handler(number, call)
+    except NotImplementedError:  # Windows: only the main thread hears of it, between two byte codes
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(call))
+
+
+def _repeat_command() -> str:
+    """The command line that repeats this run, with no header's value, no key and no password in it."""
+    from loadbench.scenario.redaction import is_secret, redact_url
+
+    words, flag = ["loadbench"], ""
+    for word in sys.argv[1:]:
+        head, equals, value = word.partition("=")
+        if not (equals and head in ("--header", "--set", "--endpoint")):
+            head, equals, value = flag, "", word
+        if head == "--header":
+            value = f"{value.partition(':')[0]}: …"
+        elif head == "--set" and (".headers" in value or is_secret(value.partition("=")[0].rpartition(".")[2])):
+            value = f"{value.partition('=')[0]}=…"
+        elif head == "--endpoint":
+            value = redact_url(value)
+        words.append(head + equals + value if equals else value)
+        flag = word if not equals else ""
+    return shlex.join(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Fills the live view while a run goes on, from the shard's counters; what a run comes to is analysis' job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import replace
+
+from loadbench.engine.load import Clock, Issuing
+from loadbench.engine.shard import Shard
+from loadbench.records import Level
+from loadbench.report.live import LevelProgress, Progress, View
+from loadbench.report.plan import title
+
+RATE_WINDOW_NS = 5_000_000_000
+"""Rates "now" are those of the last five seconds: long enough to be calm, short enough to see a stall."""
+
+
+class Watch:
+    """What the view is told. The runner says where it is; ``shard`` is read for the figures."""
+
+    def __init__(self, view: View, name: str, clock: Clock) -> None:
+        self.shard: Shard | None = None
+        self._view = view
+        self._name = name
+        self._clock = clock
+        self._levels: list[LevelProgress] = []
+        self._planned: tuple[Level, ...] = ()
+        self._current: Level | None = None
+        self._message: str | None = None
+        self._streamed = True
+        self._marks: deque[tuple[int, int, int]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._view.start()
+        self._task = asyncio.create_task(self._refresh())
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+            self._view.stop()
+
+    def expect(self, levels: tuple[Level, ...], *, stream: bool) -> None:
+        self._planned, self._streamed = levels, stream
+        self._levels = [LevelProgress(title(level), level.model) for level in levels]
+
+    def say(self, message: str | None) -> None:
+        self._message = message
+        self._view.update(self._progress())
+
+    def begin(self, level: Level) -> None:
+        self._current = level
+        self._marks.clear()
+        self._marks.append((self._clock.now_ns(), 0, 0))
+
+    def end(self, level: Level) -> None:
+        """The level is over: its line keeps the figures of its last seconds until the report has better ones."""
+        progress = self._progress()
+        self._levels[level.index] = replace(
+            self._levels[level.index],
+            ended=True,
+            requests_per_s=progress.requests_per_s,
+            tokens_per_s=progress.tokens_per_s,
+            p50_ms=progress.p50_ms,
+            p95_ms=progress.p95_ms,
+            failed=sum(progress.failures.values()),
+        )
+        self._current = None
+        self._view.update(self._progress())
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(self._view.interval_s)
+            self._view.update(self._progress())
+
+    def _progress(self) -> Progress:
+        now_ns, shard, level = self._clock.now_ns(), self.shard, self._current
+        base = Progress(
+            name=self._name,
+            levels=tuple(self._levels),
+            current=None if level is None else level.index,
+            phase=(shard.phase if shard is not None and level is not None else "setting up"),
+            elapsed_s=now_ns / 1e9,
+            remaining_s=self._remaining_s(now_ns),
+            latency="TTFT" if self._streamed else "E2E",
+            target_rss_bytes=None if shard is None else shard.target_rss,
+            message=self._message,
+        )
+        if shard is None or level is None:
+            return base
+        recorder = shard.recorder
+        since_ns, ended, chunks = self._mark(now_ns, recorder.ended, recorder.chunks)
+        elapsed_s = (now_ns - since_ns) / 1e9
+        histogram = recorder.ttft if self._streamed else recorder.e2e
+        p50_ns, p95_ns = histogram.percentile(50), histogram.percentile(95)
+        return replace(
+            base,
+            share=_share(level, shard.issuing, now_ns),
+            in_flight=shard.in_flight,
+            requests_per_s=(recorder.ended - ended) / elapsed_s if elapsed_s > 0 else None,
+            tokens_per_s=(recorder.chunks - chunks) / elapsed_s if elapsed_s > 0 else None,
+            p50_ms=None if p50_ns is None else p50_ns / 1e6,
+            p95_ms=None if p95_ns is None else p95_ns / 1e6,
+            failures={name: n for name, n in recorder.outcomes.items() if name != "ok"},
+        )
+
+    def _mark(self, now_ns: int, ended: int, chunks: int) -> tuple[int, int, int]:
+        """Note where the counters are; returns the oldest note inside the rate's window."""
+        marks = self._marks
+        marks.append((now_ns, ended, chunks))
+        while len(marks) > 2 and marks[1][0] < now_ns - RATE_WINDOW_NS:
+            marks.popleft()
+        return marks[0]
+
+    def _remaining_s(self, now_ns: int) -> float | None:
+        """Time left of the levels whose length the clock decides; None where one of them ends by count."""
+        left_s = 0.0
+        for level, shown in zip(self._planned, self._levels, strict=True):
+            if shown.ended:
+                continue
+            if level.duration_s is None:
+                return None
+            left_s += level.duration_s
+        issuing = self.shard.issuing if self.shard is not None else None
+        if self._current is not None and issuing is not None and self._current.duration_s is not None:
+            left_s -= min(self._current.duration_s, (now_ns - issuing.start_ns) / 1e9)
+        return left_s if self._planned else None
+
+
+def _share(level: Level, issuing: Issuing | None, now_ns: int) -> float | None:
+    """How much of the level is done: by the clock or by count, whichever is further."""
+    if issuing is None:
+        return None
+    shares = [(now_ns - issuing.start_ns) / 1e9 / level.duration_s] if level.duration_s else []
+    shares += [issuing.issued / level.requests] if level.requests else []
+    return min(1.0, max(shares)) if shares else None

@@ -1,0 +1,229 @@
+"""COLUMNS: what is told of a level, each column in one row; console, Markdown and CSV all read this table.
+
+To show something new, add a row. Latencies and rates come from METRICS: a metric added there is a column here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from loadbench.analysis.metrics import LATENCIES, RATES, Series
+from loadbench.analysis.stats import Distribution
+from loadbench.analysis.summary import ClosedLoad, Kind, Level, OpenLoad
+from loadbench.report.words import NONE, figure, load_title, octets, percentile, share
+
+CUT_SHORT = "*"  # stands after the load of a level that did not end as planned
+Value = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One thing told of a level. ``name`` is the CSV's, with its unit; the heading is made of title, series, statistic
+    and unit.
+
+    ``closed`` and ``open`` are its ranks in the tables of closed-loop and open-loop levels: where room is short, high
+    ranks go first; None is never shown there. ``of_kind``: it can be told of one kind of prompt as well.
+    """
+
+    name: str
+    title: str
+    get: Callable[[Level], Value]
+    closed: int | None = None
+    open: int | None = None
+    series: Series | None = None
+    statistic: str = ""
+    unit: str = ""
+    indicative: Callable[[Level], bool] = lambda level: False
+    of_kind: bool = False
+    in_csv: bool = True
+    show: Callable[[Any], str] | None = None
+
+    def rank(self, load: ClosedLoad | OpenLoad) -> int | None:
+        """Its rank in the table of levels with such a load; 0 is never left out."""
+        return self.closed if isinstance(load, ClosedLoad) else self.open
+
+    def heading(self, headline: Series) -> tuple[str, ...]:
+        """The heading's lines; the table's headline series goes without saying: ``TTFT``, ``p50 ms``."""
+        series = "" if self.series in (None, headline) else str(self.series)
+        return tuple(filter(None, (self.title, series, f"{percentile(self.statistic)} {self.unit}".strip())))
+
+    def text(self, level: Level) -> str:
+        """The value as tables show it: three digits, ``~`` before an indicative one, n/a for none."""
+        value = self.get(level)
+        if value is None:
+            return NONE
+        words = self.show(value) if self.show else _words(value)
+        return f"~{words}" if self.indicative(level) else words
+
+
+def _words(value: str | int | float) -> str:
+    if isinstance(value, str):
+        return "∞" if value == "inf" else value
+    return f"{value:,}" if isinstance(value, int) else figure(value)
+
+
+def failed(level: Level) -> int:
+    """Requests of the level that did not succeed, dropped and censored ones included."""
+    return sum(level.requests.failed.values())
+
+
+def slo_result(level: Level) -> str | None:
+    """The worst of the level's clauses; None without an SLO."""
+    results = {clause.result for clause in level.slo}
+    return next((word for word in ("fail", "undecided", "pass") if word in results), None)
+
+
+def of_kind(level: Level, kind: Kind) -> Level:
+    """The level as one kind of prompt saw it; only columns that are ``of_kind`` mean something in it."""
+    return replace(level, requests=kind.requests, tokens=kind.tokens, latency_ms=kind.latency_ms)
+
+
+def ranked_columns(load: ClosedLoad | OpenLoad, *, of_kind: bool) -> list[Column]:
+    """The columns of a table of levels with such loads, or of their kinds of prompt."""
+    return [column for column in COLUMNS if column.rank(load) is not None and (column.of_kind or not of_kind)]
+
+
+# Ranks of the rates in both tables, with their short headings.
+_RATES = {
+    "requests_per_s": (3, "req/s"),
+    "output_tokens_per_s": (1, "tok/s"),
+    "output_tokens_per_s_per_user": (8, "tok/s/user"),
+    "goodput_share": (12, "goodput"),
+}
+# Ranks of the latencies: as the headline of closed loop, as that of open loop, and as service time beside the latter.
+_LATENCIES: dict[tuple[str, str], tuple[int | None, int, int | None]] = {
+    ("ttft", "p50"): (1, 1, 5),
+    ("ttft", "p95"): (2, 2, 9),
+    ("ttft", "p99"): (7, 7, None),
+    ("ttft", "p99_all"): (14, 14, None),
+    ("tpot", "p50"): (4, 8, None),
+    ("e2e", "p50"): (11, 11, None),
+    ("e2e", "p95"): (5, 4, 13),
+    ("gap", "p99"): (15, 15, None),
+    ("lag", "p99"): (None, 12, None),
+}
+_LAST = (20, 20, None)  # a metric that nobody ranked is shown where there is room
+_STATISTICS = [field.name for field in fields(Distribution) if field.name != "indicative"]
+
+
+def _rates() -> Iterator[Column]:
+    for rate in RATES.values():
+        rank, title = _RATES.get(rate.name, (None, rate.title))
+        yield Column(
+            rate.name,
+            title,
+            _throughput(rate.name),
+            rank,
+            rank,
+            show=share if rate.unit == "share" else None,
+            indicative=_per_user_indicative if rate.name == "output_tokens_per_s_per_user" else _firm,
+        )
+
+
+def _throughput(name: str) -> Callable[[Level], Value]:
+    return lambda level: level.throughput.get(name)
+
+
+def _firm(level: Level) -> bool:
+    return False
+
+
+def _per_user_indicative(level: Level) -> bool:
+    """One user's rate is 1 / TPOT p50, and no surer than it."""
+    return "p50" in level.latency_ms["tpot"]["service"].indicative
+
+
+def _latencies() -> Iterator[Column]:
+    for metric in LATENCIES.values():
+        for series in sorted(metric.series):  # response first: the headline of open loop stands before service
+            for statistic in _STATISTICS:
+                yield _latency(metric.name, series, statistic)
+
+
+def _latency(name: str, series: Series, statistic: str) -> Column:
+    metric = LATENCIES[name]
+    known = any(name == ranked for ranked, _ in _LATENCIES)
+    default = (None, None, None) if known or statistic not in ("p50", "p95") else _LAST
+    closed, opened, beside = _LATENCIES.get((name, statistic), default)
+    alone = len(metric.series) == 1
+
+    def get(level: Level) -> Value:
+        value: Value = getattr(level.latency_ms[name][series], statistic)
+        return value
+
+    return Column(
+        f"{name}_{series}_n" if statistic == "n" else f"{name}_{series}_{statistic}_{metric.unit}",
+        metric.title,
+        get,
+        closed if series == "service" else None,
+        opened if alone or series == "response" else beside,
+        series=None if alone else series,
+        statistic=statistic,
+        unit=metric.unit,
+        indicative=lambda level: statistic in level.latency_ms[name][series].indicative,
+        of_kind=True,
+    )
+
+
+def _of_open(name: str) -> Callable[[Level], Value]:
+    return lambda level: getattr(level.load, name) if isinstance(level.load, OpenLoad) else None
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("level", "level", lambda level: level.index),
+    Column("stage", "stage", lambda level: level.stage),
+    Column("model", "model", lambda level: level.model),
+    Column(
+        "load",
+        "load",
+        lambda level: load_title(level.load) + ("" if level.complete else f" {CUT_SHORT}"),
+        0,
+        0,
+        of_kind=True,
+    ),
+    Column("load_kind", "loop", lambda level: level.load.kind),
+    Column(
+        "concurrency",
+        "users",
+        lambda level: level.load.concurrency if isinstance(level.load, ClosedLoad) else None,
+    ),
+    Column("rate_per_s", "asked", _of_open("rate_per_s"), unit="/s"),
+    Column("arrivals", "arrivals", _of_open("arrivals")),
+    Column("complete", "complete", lambda level: "yes" if level.complete else "no"),
+    Column("window_s", "window", lambda level: level.window_s, unit="s"),
+    Column(
+        "ok_of_attempted",
+        "ok/all",
+        lambda level: f"{level.requests.ok:,}/{level.requests.attempted:,}",
+        2,
+        2,
+        of_kind=True,
+        in_csv=False,
+    ),
+    Column("attempted", "attempted", lambda level: level.requests.attempted),
+    Column("ok", "ok", lambda level: level.requests.ok),
+    Column("failed", "failed", failed, 10, 10, of_kind=True),
+    Column("failures", "failures", lambda level: " ".join(f"{k}={n}" for k, n in level.requests.failed.items())),
+    Column("in_flight", "in flight", lambda level: level.concurrency_reached, 6, 6),
+    Column("issued_per_s", "issued", lambda level: level.issued_per_s, None, 11, unit="/s"),
+    *_rates(),
+    *_latencies(),
+    Column("input_tokens_mean", "tokens in", lambda level: level.tokens.input_mean, 17, 17, of_kind=True),
+    Column("output_tokens_mean", "tokens out", lambda level: level.tokens.output_mean, 17, 17, of_kind=True),
+    Column("output_tokens", "tokens", lambda level: level.tokens.output_total),
+    Column("slo", "SLO", slo_result, 3, 3, show=lambda result: "?" if result == "undecided" else result),
+    Column(
+        "cautions",
+        "cautions",
+        lambda level: " ".join(c.about for c in level.cautions),
+        19,
+        19,
+        show=lambda about: about or "–",
+    ),
+    Column("target_state", "target", lambda level: level.target.state, 18, 18),
+    Column("target_rss_before_bytes", "RSS before", lambda level: level.target.rss_bytes.before),
+    Column("target_rss_peak_bytes", "RSS peak", lambda level: level.target.rss_bytes.peak, 9, 14, show=octets),
+    Column("target_rss_after_bytes", "RSS after", lambda level: level.target.rss_bytes.after),
+)

@@ -1,0 +1,141 @@
+"""Prints the report at the end of a run, as wide as the terminal is. Goes to stdout; the live view has stderr.
+
+Foreign text passes ``plain`` and is put into ``rich.text.Text``, never into markup.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TextIO
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from loadbench.analysis.summary import Caution, Summary
+from loadbench.report import content
+from loadbench.report.content import Cells, Table
+from loadbench.report.escape import plain
+
+TEXT_WIDTH = 100  # prose in longer lines is hard to read
+KIND_ROWS = 30  # a longer table by kind is for report.md
+GAP = 2  # columns between two cells
+DETAIL = 400  # characters of a caution; servers' error texts may be pages
+RESULT_STYLES = {"pass": "green", "fail": "bold red", "?": "yellow"}
+
+
+def print_report(summary: Summary, run_dir: Path, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+    """The whole report, or when ``quiet`` its last two lines: where the results are, and how to repeat the run."""
+    console = _console(stream or sys.stdout)
+    if not quiet:
+        _report(console, summary)
+        console.print()
+    _whole_line(console, "Results", str(run_dir))
+    _whole_line(console, "Repeat", summary.command)
+
+
+def _report(console: Console, summary: Summary) -> None:
+    console.print(Text.assemble((plain(summary.name), "bold"), f" · {plain(content.run_line(summary))}"))
+    console.print(Text(plain(content.endpoint_line(summary)), "dim"))
+    console.print()
+    _prose(console, Text(plain(summary.verdict.text, limit=10_000)))
+    told = [*content.level_tables(summary), *(t for t in content.kind_tables(summary) if len(t.rows) <= KIND_ROWS)]
+    tables = [_fitted(table, console.width) for table in told]
+    for table in tables:
+        _table(console, table)
+    console.print()
+    for note in content.footnotes(tables):
+        _prose(console, Text(note, "dim"))
+    if tables != told:
+        _prose(console, Text("More columns: in a wider terminal, in report.md and in summary.csv", "dim"))
+    _facts(console, summary)
+    failures, cautions = content.doubts(summary)
+    counts = content.failure_counts(summary)
+    _doubts(console, "Failures", [(f"{counts[sort[0].about]:,} {sort[0].about}", sort) for sort in failures], "red")
+    _doubts(console, "Cautions", [(sort[0].about.replace("_", " "), sort) for sort in cautions], "yellow")
+
+
+def _console(stream: TextIO) -> Console:
+    # A Windows pipe may be in a code page without · or ≤: a question mark is better than no report.
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return Console(file=stream, highlight=False, markup=False, emoji=False)
+
+
+def _prose(console: Console, text: Text) -> None:
+    console.print(text, width=min(TEXT_WIDTH, console.width))
+
+
+def _whole_line(console: Console, label: str, text: str) -> None:
+    """Never broken: it is there to be copied."""
+    console.print(Text.assemble((f"{label:<8} ", "bold"), plain(text, limit=10_000)), soft_wrap=True)
+
+
+def _facts(console: Console, summary: Summary) -> None:
+    facts = [*content.slo_lines(summary), ("memory", content.memory(summary)), ("client", content.client(summary))]
+    told = [(Text(name, "bold"), Text(plain(fact))) for name, fact in facts if fact]
+    if told:
+        console.print()
+        _pairs(console, told)
+
+
+def _pairs(console: Console, pairs: Sequence[tuple[Text, Text]]) -> None:
+    """A short word on the left of each paragraph, which wraps beside it."""
+    grid = RichTable.grid(padding=(0, GAP, 0, 0))
+    grid.add_column(no_wrap=True)
+    for pair in pairs:
+        grid.add_row(*pair)
+    console.print(grid, width=min(TEXT_WIDTH, console.width))
+
+
+def _doubts(console: Console, title: str, sorts: Sequence[tuple[str, Sequence[Caution]]], style: str) -> None:
+    if not sorts:
+        return
+    console.print()
+    console.print(Text(title, "bold"))
+    pairs = []
+    for name, cautions in sorts:
+        first, others = cautions[0], [plain(caution.place) for caution in cautions[1:]]
+        where = "" if first.place == "run" else f" at {plain(first.place)}"
+        text = Text.assemble((name, style), f"{where}: {plain(first.reason, DETAIL)}")
+        text.append(f" → {plain(first.advice)}" if first.advice else "")
+        if others:
+            text.append(f" (also {', '.join(others)})" if len(others) < 5 else f" (and {len(others)} more)", "dim")
+        pairs.append((Text("!", style), text))
+    _pairs(console, pairs)
+
+
+def _table(console: Console, table: Table) -> None:
+    console.print()
+    console.print(Text.assemble((plain(table.model), "bold"), f" · {table.title}"))
+    # The box has a blank between two columns; with one of padding on its left that is the gap.
+    grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, GAP - 1))
+    for column in table.columns:
+        justify: Literal["left", "right"] = "right" if column.rank else "left"
+        grid.add_column(Text("\n".join(column.heading)), justify=justify, vertical="bottom", no_wrap=True)
+    for row in table.rows:
+        grid.add_row(*(Text(plain(cell), RESULT_STYLES.get(cell, "")) for cell in row))
+    console.print(grid)
+    if table.note:
+        _prose(console, Text(table.note, "dim"))
+
+
+def _fitted(table: Table, room: int) -> Table:
+    """The table in as many columns as fit, without those of the highest ranks: no number is ever wrapped or cut."""
+    columns = list(table.columns)
+    while sum(map(_width, columns)) + GAP * (len(columns) - 1) > room:
+        last = max(columns, key=lambda column: column.rank)
+        if last.rank == 0:
+            break
+        columns.remove(last)
+    return replace(table, columns=tuple(columns))
+
+
+def _width(column: Cells) -> int:
+    return max(cell_len(text) for text in (*column.heading, *map(plain, column.cells)))

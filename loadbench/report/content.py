@@ -1,0 +1,252 @@
+"""What a report says, before it has a format: tables, footnotes, failures, doubts and sentences from a Summary.
+
+``console`` and ``markdown`` lay this out and escape it; which numbers a table holds is the business of ``columns``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from loadbench.analysis.stats import FLOORS, LEASTS
+from loadbench.analysis.summary import Caution, ClosedLoad, Level, Model, SloClause, Summary
+from loadbench.outcomes import OUTCOMES
+from loadbench.report.columns import COLUMNS, CUT_SHORT, Column, of_kind, ranked_columns
+from loadbench.report.words import NONE, clock, count, load_title, milliseconds, octets, percentile, share
+
+CLOSED = "closed loop: service time at concurrency N"
+OPEN = "open loop: response time, counted from when a request was due"
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """One column of a table, a cell a row. ``heading`` is lines; a high rank goes first where room is short.
+
+    ``statistic`` is such as ``p95``, empty for what is none; ``indicative`` and ``missing``: some cell is.
+    """
+
+    heading: tuple[str, ...]
+    rank: int
+    cells: tuple[str, ...]
+    statistic: str = ""
+    indicative: bool = False
+    missing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Levels of one model and one kind of load; ``note`` names what no row has a value of, and why."""
+
+    model: str
+    title: str
+    columns: tuple[Cells, ...]
+    note: str | None
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells the other way round."""
+        return list(zip(*(column.cells for column in self.columns), strict=True))
+
+
+def level_tables(summary: Summary) -> list[Table]:
+    """One table per model and kind of load, a row a level."""
+    return [_table(levels, CLOSED if isinstance(levels[0].load, ClosedLoad) else OPEN) for levels in _groups(summary)]
+
+
+def kind_tables(summary: Summary) -> list[Table]:
+    """The same by kind of prompt where a level has several, a row a level and kind."""
+    tables = []
+    for levels in _groups(summary):
+        named = [(of_kind(level, kind), kind.kind) for level in levels for kind in level.by_kind]
+        if named:
+            parts, kinds = zip(*named, strict=True)
+            tables.append(_table(parts, f"by kind of prompt, {levels[0].load.kind} loop", kinds))
+    return tables
+
+
+def _groups(summary: Summary) -> Iterator[list[Level]]:
+    for _, levels in groupby(summary.levels, lambda level: (level.model, level.load.kind)):
+        yield list(levels)
+
+
+def _table(levels: Sequence[Level], title: str, kinds: tuple[str, ...] = ()) -> Table:
+    ranked = ranked_columns(levels[0].load, of_kind=bool(kinds))
+    cells = [_cells(column, levels) for column in ranked if _has_value(column, levels)]
+    if kinds:
+        cells.insert(1, Cells(("prompts",), 0, kinds))
+    return Table(levels[0].model, title, tuple(cells), _left_out(ranked, levels))
+
+
+def _left_out(ranked: Sequence[Column], levels: Sequence[Level]) -> str | None:
+    """What has no column because no row has a value of it."""
+    counted = {column.title for column in COLUMNS if column.statistic == "n" and _has_value(column, levels)}
+    empty = [column for column in ranked if column.statistic and not _has_value(column, levels)]
+    absent = dict.fromkeys(column.title for column in empty if column.title not in counted)
+    too_few = dict.fromkeys(
+        f"{column.title} {percentile(column.statistic)}" for column in empty if column.title in counted
+    )
+    notes = [f"no {', '.join(absent)}: none streamed or none succeeded"] if absent else []
+    notes += [f"too few samples for {', '.join(too_few)}"] if too_few else []
+    return "; ".join(notes) or None
+
+
+def _has_value(column: Column, levels: Sequence[Level]) -> bool:
+    """Whether any level has it; a count of none is no value."""
+    return any(column.get(level) not in (None, 0 if column.statistic == "n" else None) for level in levels)
+
+
+def _cells(column: Column, levels: Sequence[Level]) -> Cells:
+    return Cells(
+        column.heading(levels[0].headline),
+        column.rank(levels[0].load) or 0,
+        tuple(column.text(level) for level in levels),
+        column.statistic,
+        any(column.indicative(level) for level in levels),
+        any(column.get(level) is None for level in levels),
+    )
+
+
+def footnotes(tables: Iterable[Table]) -> list[str]:
+    """What the marks in these tables mean, with how many samples each marked percentile would take."""
+    tables = list(tables)
+    columns = [column for table in tables for column in table.columns]
+    notes = []
+    if any(column.indicative for column in columns):
+        needed = _needed(FLOORS, {column.statistic for column in columns if column.indicative})
+        notes.append(f"~ indicative: on fewer samples than a firm value takes{needed}")
+    if any(column.missing for column in columns):
+        needed = _needed(LEASTS, {column.statistic for column in columns if column.missing})
+        notes.append(f"{NONE}: none, or on too few samples to tell it from the maximum{needed}")
+    if any(CUT_SHORT in cell for column in columns if column.rank == 0 for cell in column.cells):
+        notes.append(f"{CUT_SHORT} the level did not end as planned")
+    return notes
+
+
+def _needed(samples: Mapping[str, int], names: set[str]) -> str:
+    told = [f"{percentile(name)} {needed:,}" for name, needed in samples.items() if name in names]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def doubts(summary: Summary) -> tuple[list[list[Caution]], list[list[Caution]]]:
+    """Failures by outcome, then all other cautions; each list holds one sort of them, place by place."""
+    # Those of the run as a whole are each of their own sort.
+    sorts = {f"run {index}": [caution] for index, caution in enumerate(summary.cautions)}
+    for level in summary.levels:
+        for caution in level.cautions:
+            sorts.setdefault(caution.about, []).append(replace(caution, place=place(summary, level)))
+    found = list(sorts.values())
+    return [f for f in found if f[0].about in OUTCOMES], [f for f in found if f[0].about not in OUTCOMES]
+
+
+def failure_counts(summary: Summary) -> dict[str, int]:
+    """Failed requests of the run by outcome."""
+    counts: dict[str, int] = {}
+    for level in summary.levels:
+        for name, number in level.requests.failed.items():
+            counts[name] = counts.get(name, 0) + number
+    return counts
+
+
+def place(summary: Summary, level: Level) -> str:
+    """A level's name in lists: its load, after its model where there are several."""
+    title = load_title(level.load)
+    return f"{level.model} {title}" if len({level.model for level in summary.levels}) > 1 else title
+
+
+def slo_lines(summary: Summary) -> list[tuple[str, str]]:
+    """Each clause of the SLO with where it passed, failed or could not be decided, and by what value."""
+    clauses: dict[str, dict[str, list[str]]] = {}
+    for level in summary.levels:
+        for clause in level.slo:
+            told = clauses.setdefault(f"{clause.clause} {_limit(clause)}", {})
+            where = place(summary, level)
+            if clause.value is None:
+                where += f" ({clause.because})"
+            elif clause.result != "pass":
+                where += f" ({'~' if clause.result == 'undecided' else ''}{_clause_value(clause, clause.value)})"
+            told.setdefault(clause.result, []).append(where)
+    return [
+        (clause, "; ".join(f"{result} at {', '.join(told[result])}" for result in sorted(told, key=_RESULTS.index)))
+        for clause, told in clauses.items()
+    ]
+
+
+_RESULTS = ("pass", "fail", "undecided")
+
+
+def _limit(clause: SloClause) -> str:
+    return f"{'≥' if clause.clause == 'goodput' else '≤'} {_clause_value(clause, clause.limit)}"
+
+
+def _clause_value(clause: SloClause, value: float) -> str:
+    return milliseconds(value) if clause.unit == "ms" else share(value)
+
+
+def memory(summary: Summary) -> str | None:
+    """The target's resident memory over the run; None where nobody could read it."""
+    figures = [level.target.rss_bytes for level in summary.levels]
+    before = next((rss.before for rss in figures if rss.before is not None), None)
+    after = next((rss.after for rss in reversed(figures) if rss.after is not None), None)
+    highest = max(
+        (level for level in summary.levels if level.target.rss_bytes.peak is not None),
+        key=lambda level: level.target.rss_bytes.peak or 0,
+        default=None,
+    )
+    parts = [] if before is None else [f"{octets(before)} before"]
+    if highest is not None:
+        parts.append(f"peak {octets(highest.target.rss_bytes.peak)} at {place(summary, highest)}")
+    parts += [] if after is None else [f"{octets(after)} after"]
+    return ", ".join(parts) or None
+
+
+def client(summary: Summary) -> str | None:
+    """Our own state at its worst over the levels; None where it was not recorded."""
+
+    def worst(name: str) -> float | None:
+        values = (getattr(level.client, name) for level in summary.levels)
+        return max((value for value in values if value is not None), default=None)
+
+    cpu, lag, rss = worst("cpu_share"), worst("loop_lag_p99_ms"), worst("rss_bytes")
+    opened = [level.client.new_connections for level in summary.levels if level.client.new_connections is not None]
+    bound = [place(summary, level) for level in summary.levels if level.client.bound]
+    parts = [
+        None if cpu is None else f"CPU up to {share(cpu)} of a core",
+        None if lag is None else f"event-loop lag p99 up to {milliseconds(lag)}",
+        None if rss is None else f"memory up to {octets(rss)}",
+        f"{count(sum(opened), 'new connection')} inside the levels" if opened else None,
+        f"client-bound at {', '.join(bound)}" if bound else None,
+    ]
+    return ", ".join(filter(None, parts)) or None
+
+
+def run_line(summary: Summary) -> str:
+    """The run in one line: how it ended, when, for how long."""
+    status = summary.status.replace("_", " ") + (f" ({summary.reason})" if summary.reason else "")
+    return f"{status} · {summary.started[:16].replace('T', ' ')} UTC · {clock(summary.duration_s)}"
+
+
+def endpoint_line(summary: Summary) -> str:
+    """What was asked, and where."""
+    endpoint = summary.endpoint
+    embedded = ", embedded" if endpoint.get("embedded") else ""
+    return f"{endpoint.get('title') or endpoint.get('kind')} at {endpoint.get('url')}{embedded}"
+
+
+def machine_line(summary: Summary) -> str:
+    """The machine that sent the load."""
+    facts = summary.environment
+    size = facts.get("memory_bytes")
+    parts = [facts.get("cpu"), count(facts["cores"], "core") if facts.get("cores") else None]
+    parts += [octets(size) if size else None, facts.get("os")]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def model_line(model: Model) -> str:
+    """A model as asked and found, and how long it took to load."""
+    asked = f" (asked for as {model.asked})" if model.id and model.asked != model.id else ""
+    loaded = "" if model.load_ms is None else f", loaded in {milliseconds(model.load_ms)}"
+    first = "" if model.first_ms is None else f", first answer in {milliseconds(model.first_ms)}"
+    status = "" if model.status == "ok" else f", {model.status}" + (f": {model.reason}" if model.reason else "")
+    words = ", synthetic: random weights" if model.synthetic else ""
+    return f"{model.id or model.asked}{asked}{words}{loaded}{first}{status}"

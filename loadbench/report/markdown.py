@@ -1,0 +1,124 @@
+"""Writes report.md, GitHub-flavoured: what the console says, then the environment, the scenario and the definitions.
+
+Every text that is not ours goes through ``markdown`` or ``code``; tables get nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from loadbench.analysis.metrics import METRICS
+from loadbench.analysis.summary import Caution, Summary
+from loadbench.report import content
+from loadbench.report.content import Table
+from loadbench.report.escape import code, markdown, plain
+
+
+def markdown_text(summary: Summary, scenario: Mapping[str, Any]) -> str:
+    """The file's text. ``scenario`` is the resolved, redacted one from run.json."""
+    blocks = [
+        f"# loadbench: {markdown(summary.name)}",
+        markdown(content.run_line(summary)),
+        markdown(summary.verdict.text, limit=10_000),
+        *_levels(summary),
+        *_facts(summary),
+        *_doubts(summary),
+        *_circumstances(summary),
+        "## Scenario",
+        _fenced(yaml.safe_dump(dict(scenario), sort_keys=False, allow_unicode=True), "yaml"),
+        "## What the numbers mean",
+        *_definitions(),
+        "## Repeat",
+        _fenced(plain(summary.command, limit=10_000), "sh"),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _levels(summary: Summary) -> Iterator[str]:
+    tables, kinds = content.level_tables(summary), content.kind_tables(summary)
+    if tables:
+        yield "## Levels"
+    yield from _tables(tables)
+    if kinds:
+        yield "## By kind of prompt"
+    yield from _tables(kinds)
+    notes = content.footnotes([*tables, *kinds])
+    if notes:
+        yield "\n".join(f"- {markdown(note)}" for note in notes)
+
+
+def _tables(tables: Iterable[Table]) -> Iterator[str]:
+    for table in tables:
+        yield f"{code(table.model)}, {table.title}"
+        names = sum(column.rank == 0 for column in table.columns)
+        yield _table([" ".join(column.heading) for column in table.columns], table.rows, left=names)
+        if table.note:
+            yield markdown(table.note)
+
+
+def _facts(summary: Summary) -> Iterator[str]:
+    slo = content.slo_lines(summary)
+    if slo:
+        yield "## SLO"
+        yield _table(("clause", "result"), slo)
+    memory, client = content.memory(summary), content.client(summary)
+    if memory:
+        yield "## Memory of the target"
+        yield markdown(memory)
+    if client:
+        yield "## The client itself"
+        yield markdown(client)
+
+
+def _doubts(summary: Summary) -> Iterator[str]:
+    for title, sorts in zip(("Failures", "Cautions"), content.doubts(summary), strict=True):
+        if sorts:
+            yield f"## {title}"
+            rows = [_doubt(caution) for cautions in sorts for caution in cautions]
+            yield _table(("what", "where", "why", "advice"), rows)
+
+
+def _doubt(caution: Caution) -> tuple[str, str, str, str]:
+    return caution.about.replace("_", " "), caution.place, caution.reason, caution.advice
+
+
+def _circumstances(summary: Summary) -> Iterator[str]:
+    yield "## Endpoint and machine"
+    versions = summary.environment.get("versions") or {}
+    facts = [
+        ("endpoint", content.endpoint_line(summary)),
+        *((f"model {index + 1}", content.model_line(model)) for index, model in enumerate(summary.models)),
+        ("machine", content.machine_line(summary)),
+        ("loadbench", summary.loadbench),
+        ("Python", f"{summary.environment.get('python')}, {summary.environment.get('event_loop')}"),
+        ("packages", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        *((f"endpoint: {name}", str(fact)) for name, fact in (summary.endpoint.get("facts") or {}).items()),
+    ]
+    yield _table(("", ""), [(name, fact) for name, fact in facts if fact])
+
+
+def _definitions() -> Iterator[str]:
+    yield (
+        "Latencies are of the successful requests; p99_all counts failures as infinite. Service time counts from when"
+        " a request was sent, response time from when it was due."
+    )
+    yield _table(("metric", "unit", "definition"), [(row.title, row.unit, row.definition) for row in METRICS.values()])
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int | None = None) -> str:
+    """A table with its cells escaped; columns after the first ``left`` are aligned to the right (None: none is)."""
+    numbers = 0 if left is None else len(headings) - left
+    rule = ["---"] * (len(headings) - numbers) + ["---:"] * numbers
+    lines = [map(markdown, headings), rule, *(map(markdown, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any inside, its lines free of unprintable characters."""
+    lines = ["".join(c if c.isprintable() else plain(c) for c in line) for line in text.rstrip("\n").split("\n")]
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return "\n".join([f"{fence}{language}", *lines, fence])

@@ -1,0 +1,67 @@
+"""Prints what a scenario would do, before any traffic: levels, requests, time."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from loadbench.records import Closed, Level
+from loadbench.report.escape import plain
+from loadbench.report.words import clock
+from loadbench.scenario.load import Loaded
+from loadbench.scenario.plan import LevelPlan, describe, levels
+
+
+def print_plan(loaded: Loaded, stream: TextIO | None = None) -> None:
+    """The plan of a scenario that has been read, and so is valid."""
+    scenario = loaded.scenario
+    plan = describe(scenario, levels(scenario, scenario.models))
+    console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+    console.print(Text.assemble((plain(scenario.name), "bold"), f" · {plain(loaded.path)} is valid"))
+    if scenario.description:
+        console.print(Text(plain(scenario.description)))
+    console.print(Text(f"Endpoint  {plain(scenario.redacted().endpoint)} (from {plain(loaded.endpoint_source)})"))
+    console.print(Text(f"Models    {plain(', '.join(plan.models))}"))
+    console.print(Text(f"Prompts   {plain(', '.join(_kind(entry.name, entry.weight) for entry in scenario.prompts))}"))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("level", "model", "load", "requests", "time"):
+        table.add_column(column, justify="left" if column in ("model", "load") else "right")
+    for row in plan.levels:
+        table.add_row(str(row.level.index), Text(plain(row.level.model)), title(row.level), _requests(row), _time(row))
+    console.print(table)
+    known = f"about {clock(plan.estimated_s)}" if plan.estimated_s else "unknown"
+    more = "; levels bounded by requests alone take as long as the target does" if plan.open_ended else ""
+    warm = f", {plan.warmup_requests} warm-up requests" if plan.warmup_requests else ""
+    console.print(Text(f"{len(plan.levels)} levels{warm}; time {known} plus starting, loading and draining{more}."))
+    console.print(Text(f"At the very most {clock(plan.at_most_s)}, if every request runs into its deadline."))
+
+
+def title(level: Level) -> str:
+    """The load in a few words."""
+    load = level.load
+    if isinstance(load, Closed):
+        return f"{load.concurrency} user{'s' if load.concurrency != 1 else ''}"
+    return f"{load.rate_per_s:g} req/s {load.arrivals}"
+
+
+def _kind(name: str, weight: float) -> str:
+    return f"{name} × {weight:g}"
+
+
+def _requests(row: LevelPlan) -> str:
+    if row.level.requests is not None and row.level.duration_s is not None:
+        return f"at most {row.level.requests:,}"
+    expected = row.expected_requests
+    if expected is None or math.isinf(expected):
+        return "as many as it answers"
+    return f"{expected:,.0f}" if row.level.requests is not None else f"about {expected:,.0f}"
+
+
+def _time(row: LevelPlan) -> str:
+    return "as long as it takes" if row.issuing_s is None else clock(row.issuing_s)

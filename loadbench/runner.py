@@ -1,0 +1,296 @@
+"""The order of things: target, models, levels, files. It decides what comes next and measures nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from loadbench import __version__
+from loadbench.engine.environment import environment
+from loadbench.engine.exchange import Wire
+from loadbench.engine.load import Clock
+from loadbench.engine.platform import raise_open_file_limit
+from loadbench.engine.shard import Shard
+from loadbench.errors import TargetError, UsageError
+from loadbench.files import write_whole
+from loadbench.progress import Watch
+from loadbench.records import Closed, Level, Prompt, Sample
+from loadbench.report.live import View
+from loadbench.scenario.arrivals import schedule
+from loadbench.scenario.load import Loaded
+from loadbench.scenario.plan import levels as plan_levels
+from loadbench.scenario.prompts import PromptMix
+from loadbench.scenario.schema import EMBEDDED
+from loadbench.target.models import Resolved
+from loadbench.target.state import DEAD
+from loadbench.target.target import Target
+
+CANARY = Prompt("canary", 0, ({"role": "user", "content": "Say hello."},), 8)
+"""Small enough to answer in a moment on anything, long enough to need more than one token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the command line asks for besides the scenario. ``headers`` may hold a key and are never written."""
+
+    loaded: Loaded
+    results: Path
+    out: Path | None
+    command: str
+    headers: Mapping[str, str]
+
+
+class Run:
+    """One run: a directory that fills while it goes on. `execute` does it all; `stop` ends it early and tidily."""
+
+    def __init__(self, order: Order, view: View) -> None:
+        self.order = order
+        self.scenario = order.loaded.scenario
+        self.clock = Clock()
+        self.started_wall_ns = time.time_ns()
+        self.folder = _make_folder(order, self.started_wall_ns)
+        self.facts: dict[str, Any] = {}
+        self._watch = Watch(view, self.scenario.name, self.clock)
+        self._shard: Shard | None = None
+        self._measured = False
+
+    def stop(self, reason: str) -> bool:
+        """End early: nothing is started any more, what is in flight may finish, everything is written.
+
+        False where nothing has been measured yet: there is nothing to wait for.
+        """
+        if not self._measured:
+            return False
+        self._watch.say("stopping: waiting for what is in flight (Ctrl-C again quits)")
+        if self._shard is not None:
+            self._shard.stop(reason)
+        return True
+
+    async def execute(self) -> str:
+        """Run to the end; returns the status that was written. LoadbenchError: nothing could be measured."""
+        raise_open_file_limit()
+        target: Target | None = None
+        try:
+            self._watch.start()
+            target = await self._open_target()
+            status, reason = await self._measure_all(target)
+        except BaseException as error:
+            interrupted = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
+            self._give_up("interrupted" if interrupted else "failed", str(error) or type(error).__name__)
+            raise
+        finally:
+            self._watch.stop()
+            if target is not None:
+                await asyncio.shield(target.close())
+        self._write(status, reason, ended=True)
+        if status == "failed":
+            raise UsageError(f"{reason}; what was measured until then is kept")
+        return status
+
+    def _give_up(self, status: str, reason: str) -> None:
+        """Before the first measured request nothing is left behind; after it everything is kept."""
+        if self._measured:
+            self._write(status, reason, ended=True)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _open_target(self) -> Target:
+        scenario, source = self.scenario, self.order.loaded.endpoint_source
+        if scenario.endpoint == EMBEDDED:
+            self._watch.say("starting an embedded Foundry Local")
+            return await Target.embedded(scenario.models, source)
+        self._watch.say(f"asking {scenario.endpoint} what it is")
+        return await Target.at(scenario.endpoint, source, {**self.order.headers, **scenario.request.headers})
+
+    async def _measure_all(self, target: Target) -> tuple[str, str | None]:
+        models = [await target.resolve(asked) for asked in self.scenario.models]
+        ids = [model.id for model in models]
+        if twice := next((model_id for model_id in ids if ids.count(model_id) > 1), None):
+            asked = [name for name, model_id in zip(self.scenario.models, ids, strict=True) if model_id == twice]
+            raise UsageError(f"models: expected each model once, got {twice} as {' and '.join(asked)}")
+        levels = plan_levels(self.scenario, ids)
+        self._describe(target, models, levels)
+        self._watch.expect(levels, stream=self.scenario.request.stream)
+        shard = Shard(self.folder, self.clock, self.started_wall_ns, target.rss_bytes)
+        async with shard:
+            self._shard, self._watch.shard = shard, shard
+            for place, model in enumerate(models):
+                mine = [level for level in levels if level.model == model.id]
+                ended = await self._measure_model(target, shard, place, model, mine)
+                if ended is not None:
+                    return ended
+        return self._how_it_ended(shard)
+
+    def _how_it_ended(self, shard: Shard) -> tuple[str, str | None]:
+        if shard.recorder.failure is not None:
+            return "failed", f"{self.folder}: cannot be written: {shard.recorder.failure.strerror}"
+        if shard.stop_reason is not None:
+            return "interrupted", None
+        return "complete", None
+
+    async def _measure_model(
+        self, target: Target, shard: Shard, place: int, model: Resolved, levels: list[Level]
+    ) -> tuple[str, str | None] | None:
+        """Load, try, warm up, and run the levels of one model; (status, reason) where the run ends with it."""
+        row = self.facts["models"][place]
+        self._watch.say(f"loading {model.id}")
+        model = await target.load(model)
+        shard.talk_to(self._wire(target, model))
+        mix = PromptMix(self.scenario, self.order.loaded.folder, 1.0 if row["synthetic"] else 4.0)
+        await self._try_out(shard, model, row, mix, levels[0].index)
+        self._write("running", None)
+        for level in levels:
+            if shard.stop_reason is not None:
+                return self._how_it_ended(shard)
+            state, evidence = await self._measure_level(target, shard, mix, level)
+            if state in DEAD:
+                return "target_died", f"{state} after level {level.index}: {'; '.join(evidence)}"
+        if len(self.facts["models"]) > 1:
+            await target.unload(model)  # two models must not share the memory
+        return None
+
+    async def _try_out(self, shard: Shard, model: Resolved, row: dict[str, Any], mix: PromptMix, level: int) -> None:
+        """One canary, which says whether the model can be served at all, then the warm-up."""
+        self._watch.say("sending a canary")
+        canary = await shard.one(CANARY, "canary", level)
+        if canary.outcome != "ok":
+            found = canary.outcome + (f": {canary.detail}" if canary.detail else "")
+            raise TargetError(f"{model.id} at {self.facts['endpoint']['url']}: a canary failed: {found}")
+        row.update(load_ms=model.load_ms, first_ms=_first_ms(canary), status="ok", how=model.how)
+        draw = mix.draw(self.scenario.seed)
+        for number in range(self.scenario.warmup.requests):
+            if shard.stop_reason is None:
+                self._watch.say(f"warm-up {number + 1} of {self.scenario.warmup.requests}")
+                await shard.one(next(draw), "warmup", level)
+        self._watch.say(None)
+
+    async def _measure_level(self, target: Target, shard: Shard, mix: PromptMix, level: Level) -> tuple[str, list[str]]:
+        self._measured = True
+        self._watch.begin(level)
+        target.rss_bytes(relist=True)
+        before = shard.read_target_rss()
+        due = iter(()) if isinstance(level.load, Closed) else schedule(level.load, None, None, level.seed)
+        client = await shard.measure(level, mix.draw(level.seed), due, self.scenario.drain_s)
+        failed = {name: n for name, n in shard.recorder.outcomes.items() if name != "ok"}
+        self._watch.end(level)
+        canary = None
+        if self.scenario.canary and shard.stop_reason is None:
+            self._watch.say("sending a canary")
+            canary = await shard.one(CANARY, "canary", level.index)
+            self._watch.say(None)
+        state, evidence = await target.state(canary, failed)
+        after = shard.read_target_rss()
+        shard.recorder.event(
+            self.clock.now_ns(),
+            "level_end",
+            level=level.index,
+            complete=shard.stop_reason is None and state not in DEAD,
+            target={
+                "state": state,
+                "evidence": evidence,
+                "rss_bytes": {"before": before, "peak": shard.target_rss_peak, "after": after},
+            },
+            client=client,
+        )
+        return state, evidence
+
+    def _wire(self, target: Target, model: Resolved) -> Wire:
+        address, request, deadlines = target.endpoint.address, self.scenario.request, self.scenario.deadlines
+        return Wire(
+            host=address.ip,
+            port=address.port,
+            authority=address.host_header,
+            path=model.chat_path,
+            tls=address.scheme == "https",
+            model=model.id,
+            stream=request.stream,
+            temperature=request.temperature,
+            first_token_s=deadlines.first_token_s,
+            total_s=deadlines.total_s,
+            headers=target.headers,
+            extra=request.extra,
+        )
+
+    # run.json
+
+    def _describe(self, target: Target, models: list[Resolved], levels: tuple[Level, ...]) -> None:
+        self.facts = {
+            "environment": environment(),
+            "endpoint": target.facts(),
+            "models": [
+                {
+                    "asked": asked,
+                    "id": model.id,
+                    "how": model.how,
+                    "synthetic": target.is_synthetic(asked),
+                    "status": "skipped",
+                    "reason": None,
+                    "load_ms": None,
+                    "first_ms": None,
+                }
+                for asked, model in zip(self.scenario.models, models, strict=True)
+            ],
+            "levels": [_level_json(level) for level in levels],
+        }
+
+    def _write(self, status: str, reason: str | None, ended: bool = False) -> None:
+        """Write run.json whole."""
+        now = {"wall_ns": time.time_ns(), "monotonic_ns": self.clock.origin_ns + self.clock.now_ns()}
+        document = {
+            "schema": 1,
+            "loadbench": __version__,
+            "name": self.scenario.name,
+            "status": status,
+            "reason": reason,
+            "started": datetime.fromtimestamp(self.started_wall_ns / 1e9, UTC).isoformat().replace("+00:00", "Z"),
+            "command": self.order.command,
+            "scenario": self.scenario.public_json(),
+            "scenario_file": str(self.order.loaded.path),
+            "seed": self.scenario.seed,
+            "anchors": {
+                "start": {"wall_ns": self.started_wall_ns, "monotonic_ns": self.clock.origin_ns},
+                "end": now if ended else None,
+            },
+            **self.facts,
+        }
+        write_whole(self.folder / "run.json", orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def _level_json(level: Level) -> dict[str, Any]:
+    return {**asdict(level), "load": level.load.as_json()}
+
+
+def _first_ms(sample: Sample) -> float | None:
+    """Service time to the first token, in milliseconds."""
+    if sample.first_token_ns is None or sample.sent_ns is None:
+        return None
+    return (sample.first_token_ns - sample.sent_ns) / 1e6
+
+
+def _make_folder(order: Order, wall_ns: int) -> Path:
+    """Make the run's directory: the one asked for, or results/<UTC time>-<scenario>."""
+    stamp = datetime.fromtimestamp(wall_ns / 1e9, UTC).strftime("%Y%m%dT%H%M%SZ")
+    name = f"{stamp}-{order.loaded.scenario.name}"
+    folder = order.out or order.results / name
+    try:
+        for attempt in range(2, 100):
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:
+                if order.out is not None:
+                    if folder.is_dir() and not any(folder.iterdir()):
+                        break
+                    raise UsageError(f"--out {folder}: expected a new or an empty directory") from None
+                folder = order.results / f"{name}-{attempt}"
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be made: {error.strerror}") from error
+    return folder

@@ -1,0 +1,77 @@
+"""Runs the command line as a user does: in a process of its own, and looks at what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+ROOT = Path(__file__).parent.parent
+DEADLINE_S = 60.0
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Ours without what would change the answer: no key, no endpoint, no colours, a terminal of 120 columns."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("OPENAI_API_KEY", "FOUNDRY_LOCAL_ENDPOINT")}
+    return kept | {"COLUMNS": "120", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"} | more
+
+
+def loadbench(*words: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "loadbench", *map(str, words)],
+        cwd=cwd,
+        env=environment(PYTHONPATH=str(ROOT), **env),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+async def started(*words: str | Path, cwd: Path = ROOT, **env: str) -> asyncio.subprocess.Process:
+    """Start a command and leave it running."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "loadbench",
+        *map(str, words),
+        cwd=cwd,
+        env=environment(PYTHONPATH=str(ROOT), **env),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def ended(process: asyncio.subprocess.Process) -> tuple[int, str, str]:
+    """Its exit code, stdout and stderr."""
+    async with asyncio.timeout(DEADLINE_S):
+        out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def eventually(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
+    """Wait until the condition holds; TimeoutError when it does not come to that."""
+    async with asyncio.timeout(deadline_s):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a .jsonl file."""
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = [orjson.loads(line) for line in path.read_bytes().splitlines(True) if line.endswith(b"\n")]
+    return lines
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = orjson.loads((folder / "summary.json").read_bytes())
+    return document

@@ -1,0 +1,374 @@
+"""A whole run, from the command line to the directory it leaves: against the real Foundry Local and the scripted endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import jsonschema
+import orjson
+import psutil
+import pytest
+
+from loadbench.target.fake import FakeServer, serve
+from loadbench.target.fake_script import Script
+from tests.command import ROOT, ended, environment, eventually, loadbench, rows, started, summary
+
+FILES = {
+    "histograms.hlog",
+    "report.md",
+    "run.json",
+    "samples.jsonl",
+    "summary.csv",
+    "summary.json",
+    "telemetry.jsonl",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder to run in, with a small scenario."""
+    write(tmp_path, "stages: [{concurrency: [1, 2], requests: 12}]")
+    yield tmp_path
+
+
+def write(folder: Path, *lines: str) -> Path:
+    path = folder / "s.yaml"
+    text = "name: s\nrequest: {max_tokens: 8}\nprompts: [{name: hello, text: Say hello}]\ndrain: 3s\n"
+    path.write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@contextlib.asynccontextmanager
+async def scripted(**values: object) -> AsyncIterator[FakeServer]:
+    script = Script(**{"first_token_ms": 5, "gap_ms": 1, **values})  # type: ignore[arg-type]
+    server = await serve(script)
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+async def run(folder: Path, *words: str, **env: str) -> tuple[int, str, str]:
+    return await ended(await started("run", "s.yaml", "--out", "out", *words, cwd=folder, **env))
+
+
+def children_of(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+# The real service
+
+
+def test_a_run_on_the_embedded_service_ends_with_every_file_and_says_what_it_means(folder: Path) -> None:
+    done = loadbench("run", "s.yaml", "--model", "synthetic:tiny", "--out", "out", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (folder / "out").iterdir()} == FILES
+    document = summary(folder / "out")
+    jsonschema.validate(document, orjson.loads((ROOT / "loadbench/schemas/summary.schema.json").read_bytes()))
+    assert [level["load"] for level in document["levels"]] == [
+        {"kind": "closed", "concurrency": 1},
+        {"kind": "closed", "concurrency": 2},
+    ]
+    for level in document["levels"]:
+        assert level["requests"] == {"attempted": 12, "ok": 12, "failed": {}}
+        assert level["target"]["state"] == "healthy"
+        assert level["target"]["rss_bytes"]["peak"] > 10_000_000
+        assert level["tokens"]["source"] == {"usage": 12}
+        assert level["tokens"]["output_mean"] == 8
+    assert document["verdict"]["target"] == "healthy"
+    assert "random weights" in done.stdout
+    assert done.stdout.rstrip().endswith("Repeat   loadbench run s.yaml --model synthetic:tiny --out out")
+    assert f"Results  {Path('out')}" in done.stdout
+
+
+def test_a_run_without_streams_has_no_first_token(folder: Path) -> None:
+    done = loadbench(
+        "run", "s.yaml", "--model", "synthetic:tiny", "--set", "request.stream=false", "--out", "out", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    level = summary(folder / "out")["levels"][0]
+    assert level["latency_ms"]["ttft"]["service"]["n"] == 0
+    assert level["latency_ms"]["ttft"]["service"]["p50"] is None
+    assert level["latency_ms"]["e2e"]["service"]["n"] == 12
+    assert level["tokens"]["output_mean"] == 8
+
+
+def test_open_loop_on_the_embedded_service(folder: Path) -> None:
+    done = loadbench(
+        "run", "s.yaml", "--model", "synthetic:tiny", "--rate", "50/s", "--duration", "2s", "--out", "out", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    level = summary(folder / "out")["levels"][0]
+    assert level["load"] == {"kind": "open", "rate_per_s": 50.0, "arrivals": "poisson"}
+    assert level["headline"] == "response"
+    sent = [row for row in rows(folder / "out" / "samples.jsonl") if row["phase"] == "load"]
+    assert len(sent) == level["requests"]["attempted"] > 50
+    assert all(row["sent_ns"] >= row["due_ns"] for row in sent)
+
+
+def test_a_context_that_is_exceeded_is_recognised_under_http_200(folder: Path) -> None:
+    write(
+        folder,
+        "stages: [{concurrency: 1, requests: 3}]",
+        "warmup: {requests: 0}",
+    )
+    done = loadbench(
+        "run",
+        "s.yaml",
+        "--model",
+        "synthetic:tiny",
+        "--set",
+        "prompts=[{name: long, input_tokens: {mean: 4000}}]",
+        "--out",
+        "out",
+        cwd=folder,
+    )
+    assert done.returncode == 94, done.stderr
+    level = summary(folder / "out")["levels"][0]
+    assert level["requests"]["failed"] == {"context_exceeded": 3}
+    assert {row["http_status"] for row in rows(folder / "out" / "samples.jsonl") if row["phase"] == "load"} == {200}
+    assert "exceeds the model's maximum context length of 2048 tokens" in " ".join(done.stdout.split())
+
+
+def test_requests_given_up_do_not_hurt_the_service(folder: Path) -> None:
+    write(folder, "stages: [{concurrency: 2, requests: 4}]", "warmup: {requests: 0}")
+    done = loadbench(
+        "run",
+        "s.yaml",
+        "--model",
+        "synthetic:tiny",
+        "--set",
+        "deadlines={first_token: 0.3s, total: 0.3s}",
+        "--set",
+        "request.max_tokens=1900",
+        "--out",
+        "out",
+        cwd=folder,
+    )
+    assert done.returncode == 94, done.stderr
+    level = summary(folder / "out")["levels"][0]
+    assert set(level["requests"]["failed"]) == {"total_deadline"}
+    assert level["target"]["state"] == "healthy"
+
+
+async def test_the_service_killed_mid_level_ends_the_run_and_keeps_what_was_measured(folder: Path) -> None:
+    write(folder, "stages: [{concurrency: [2, 4], duration: 60s}]")
+    process = await started("run", "s.yaml", "--model", "synthetic:tiny", "--out", "out", cwd=folder)
+    samples = folder / "out" / "samples.jsonl"
+    await eventually(lambda: sum(row["phase"] == "load" for row in rows(samples)) > 20)
+    (service,) = [child for child in children_of(process.pid) if "foundry_child" in " ".join(child.cmdline())]
+    service.kill()
+    code, out, err = await ended(process)
+    assert code == 93, err
+    document = summary(folder / "out")
+    assert (document["status"], document["verdict"]["target"]) == ("target_died", "crashed")
+    assert document["levels"][0]["requests"]["ok"] > 20
+    assert len(document["levels"]) == 1
+    assert "killed by SIGKILL" in out
+
+
+async def test_kill_9_keeps_every_finished_request_and_leaves_no_process(folder: Path) -> None:
+    write(folder, "stages: [{concurrency: 4, duration: 60s}]")
+    process = await started("run", "s.yaml", "--model", "synthetic:tiny", "--out", "out", cwd=folder)
+    samples = folder / "out" / "samples.jsonl"
+    await eventually(lambda: sum(row["phase"] == "load" for row in rows(samples)) > 20)
+    family = children_of(process.pid)
+    assert family
+    process.kill()
+    await process.wait()
+    await eventually(lambda: not any(child.is_running() for child in family))
+    report = loadbench("report", "out", cwd=folder)
+    assert "incomplete" in report.stdout
+    assert summary(folder / "out")["status"] == "incomplete"
+    assert summary(folder / "out")["levels"][0]["requests"]["ok"] > 20
+
+
+# The scripted endpoint
+
+
+async def test_every_request_that_had_ended_is_on_disk_when_the_process_is_killed(folder: Path) -> None:
+    write(folder, "stages: [{concurrency: 8, duration: 60s}]")
+    async with scripted() as server:
+        process = await started("run", "s.yaml", "--endpoint", server.base_url, "--out", "out", cwd=folder)
+        await eventually(lambda: len(server.records) > 300)
+        process.kill()
+        await process.wait()
+        answered = {truth.request_id for truth in server.records if truth.done_ns is not None and truth.tokens == 8}
+    kept = {f"{row['phase']}-{row['level']}-{row['seq']}" for row in rows(folder / "out" / "samples.jsonl")}
+    assert len(kept) > 250
+    # What the endpoint had answered but the client had not read yet, at the most one request a user, is not ended.
+    assert len(answered - kept - {None}) <= 8
+
+
+async def test_ctrl_c_once_drains_and_writes(folder: Path) -> None:
+    write(folder, "stages: [{concurrency: 4, duration: 60s}]")
+    async with scripted(gap_ms=20) as server:
+        process = await started("run", "s.yaml", "--endpoint", server.base_url, "--out", "out", cwd=folder)
+        await eventually(lambda: len(server.records) > 20)
+        process.send_signal(signal.SIGINT)
+        code, _, err = await ended(process)
+    assert code == 130, err
+    assert {path.name for path in (folder / "out").iterdir()} == FILES
+    document = summary(folder / "out")
+    assert document["status"] == "interrupted"
+    assert document["levels"][0]["requests"]["failed"] == {}
+    assert document["levels"][0]["ended_by"] == "interrupted"
+
+
+async def test_ctrl_c_twice_quits_at_once_and_still_writes(folder: Path) -> None:
+    write(folder, "stages: [{concurrency: 2, duration: 60s}]")
+    async with scripted(faults=("first_token_deadline@3",), keep_alive_ms=50) as server:
+        process = await started(
+            "run", "s.yaml", "--endpoint", server.base_url, "--out", "out", "--set", "warmup.requests=0", cwd=folder
+        )
+        await eventually(lambda: len(rows(folder / "out" / "samples.jsonl")) >= 3)
+        process.send_signal(signal.SIGINT)
+        telemetry = folder / "out" / "telemetry.jsonl"
+        await eventually(lambda: any(row["event"] == "issue_end" for row in rows(telemetry)))
+        process.send_signal(signal.SIGINT)
+        code, _, err = await ended(process)
+    assert code == 130, err
+    assert "Traceback" not in err
+    assert orjson.loads((folder / "out" / "run.json").read_bytes())["status"] == "interrupted"
+
+
+async def test_ctrl_c_before_anything_is_measured_leaves_nothing(folder: Path) -> None:
+    async with scripted(faults=("first_token_deadline",), keep_alive_ms=50) as server:
+        process = await started("run", "s.yaml", "--endpoint", server.base_url, "--out", "out", cwd=folder)
+        await eventually(lambda: bool(server.connections))
+        await eventually(lambda: len(server._active) > 0)
+        process.send_signal(signal.SIGINT)
+        code, _, err = await ended(process)
+    assert code == 130, err
+    assert "Traceback" not in err
+    assert not (folder / "out").exists()
+
+
+async def test_the_report_is_made_from_the_directory_alone(folder: Path) -> None:
+    async with scripted() as server:
+        code, out, err = await run(folder, "--endpoint", server.base_url)
+    assert code == 0, err
+    made = {name: (folder / "out" / name).read_bytes() for name in ("summary.json", "summary.csv", "report.md")}
+    for name in made:
+        (folder / "out" / name).unlink()
+    (folder / "out").rename(folder / "elsewhere")
+    again = loadbench("report", "elsewhere", cwd=folder)
+    assert again.returncode == 0
+    assert {name: (folder / "elsewhere" / name).read_bytes() for name in made} == made
+    assert again.stdout.replace("elsewhere", "out") == out
+
+
+async def test_json_prints_the_summary_and_nothing_else(folder: Path) -> None:
+    async with scripted() as server:
+        _, out, _ = await run(folder, "--endpoint", server.base_url, "--json")
+    assert orjson.loads(out) == summary(folder / "out")
+
+
+async def test_no_key_is_ever_written(folder: Path) -> None:
+    async with scripted() as server:
+        code, out, err = await run(
+            folder,
+            "--endpoint",
+            server.base_url,
+            "--header",
+            "X-Api-Key: s3cret-header",
+            "--header=Authorization: Bearer s3cret-flag",
+            "--set",
+            "request.headers.Api-Key=s3cret-set",
+            OPENAI_API_KEY="s3cret-environment",
+        )
+    assert code == 0, err
+    written = b"".join(path.read_bytes() for path in (folder / "out").iterdir())
+    assert b"s3cret" not in written
+    assert "s3cret" not in out + err
+
+
+async def test_a_target_that_dies_is_named_and_the_rest_is_not_run(folder: Path) -> None:
+    write(folder, "stages: [{concurrency: [4, 8], duration: 60s}]")
+    async with scripted(refuse_after=200, connection_close=True) as server:
+        code, _, err = await run(folder, "--endpoint", server.base_url)
+    assert code == 93, err
+    document = summary(folder / "out")
+    assert (document["status"], document["verdict"]["target"]) == ("target_died", "unreachable")
+    assert (len(document["levels"]), document["levels_planned"]) == (1, 2)
+
+
+async def test_a_run_in_which_everything_fails_is_invalid(folder: Path) -> None:
+    async with scripted(faults=("http_5xx@2", "truncated@3", "empty@5")) as server:
+        code, out, err = await run(folder, "--endpoint", server.base_url)
+    assert code == 94, err
+    failed = summary(folder / "out")["levels"][0]["requests"]["failed"]
+    assert {"http_5xx", "truncated"} <= set(failed)
+    assert "http_5xx" in out
+
+
+async def test_a_model_that_cannot_answer_a_canary_is_not_measured(folder: Path) -> None:
+    async with scripted(faults=("empty",)) as server:
+        code, _, err = await run(folder, "--endpoint", server.base_url, "--quiet")
+    assert code == 3
+    assert err == f"loadbench: fake-model:1 at {server.base_url}: a canary failed: empty\n"
+    assert not (folder / "out").exists()
+
+
+# What the user does wrong: one line, the right exit code, nothing left behind
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["missing.yaml"], 2, "missing.yaml"),
+        (["broken.yaml"], 2, "broken.yaml:2"),
+        (["unknown-key.yaml"], 2, "unknown-key.yaml:1"),
+        (["s.yaml", "--rate", "-1/s"], 2, "rate"),
+        (["s.yaml", "--endpoint", "http://127.0.0.1:9/v1"], 3, "http://127.0.0.1:9"),
+        (["s.yaml", "--model", "nonsense"], 3, "nonsense"),
+        (["s.yaml", "--model", "synthetic:nonsense"], 2, "tiny"),
+        (["not-json.yaml"], 2, "prompts.json"),
+        (["s.yaml", "--model", "synthetic:tiny", "--out", "s.yaml/out"], 2, "s.yaml/out"),
+        (["s.yaml", "--set", "stages.7.duration=1s"], 2, "stages.7"),
+        (["s.yaml", "--endpoint", "not a url"], 2, "not a url"),
+        (["s.yaml", "--duration", "soon"], 2, "soon"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_answered_in_one_line(folder: Path, words: list[str], code: int, says: str) -> None:
+    (folder / "broken.yaml").write_text("name: x\nstages: [}\n", encoding="utf-8")
+    (folder / "unknown-key.yaml").write_text("concurency: 4\n", encoding="utf-8")
+    (folder / "prompts.json").write_text("not json", encoding="utf-8")
+    (folder / "not-json.yaml").write_text("prompts: [{name: a, file: prompts.json}]\n", encoding="utf-8")
+    before = sorted(folder.iterdir())
+    done = loadbench("run", *words, "--quiet", cwd=folder)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and says in lines[0], done.stderr
+    leftover = [path for path in folder.iterdir() if path not in before]
+    assert [path for path in leftover if path.name != "results" or any(path.iterdir())] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX's")
+async def test_a_full_disk_ends_the_run_with_one_line_and_keeps_what_was_written(folder: Path) -> None:
+    write(folder, "stages: [{concurrency: 8, duration: 60s}]")
+    async with scripted() as server:
+        process = await asyncio.create_subprocess_exec(
+            "bash",
+            "-c",
+            'ulimit -f 64; exec "$0" -m loadbench run s.yaml --out out --endpoint "$1"',
+            sys.executable,
+            server.base_url,
+            cwd=folder,
+            env=environment(PYTHONPATH=os.fspath(ROOT)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        code, _, err = await ended(process)
+    assert "Traceback" not in err, err
+    assert code not in (0, 1), err
+    assert "cannot be written" in err
+    assert len(rows(folder / "out" / "samples.jsonl")) > 50
