@@ -127,13 +127,13 @@ def report(directory: Path, quiet: bool, as_json: bool) -> None:
 def _tell(directory: Path, *, quiet: bool, as_json: bool) -> int:
     from loadbench.analysis.verdict import exit_code
     from loadbench.report.console import print_report
-    from loadbench.report.write import write_report
+    from loadbench.report.write import summary_json, write_report
 
     summary = write_report(directory)
     if as_json:
-        sys.stdout.write((directory / "summary.json").read_text(encoding="utf-8"))
+        sys.stdout.buffer.write(summary_json(summary))
     else:
-        print_report(summary, directory)
+        print_report(summary, directory, quiet=quiet)
     return exit_code(summary)
 
 

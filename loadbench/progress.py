@@ -6,11 +6,12 @@ import asyncio
 from collections import deque
 from dataclasses import replace
 
+from loadbench.analysis.stats import LEASTS
 from loadbench.engine.load import Clock, Issuing
 from loadbench.engine.shard import Shard
 from loadbench.records import Level
 from loadbench.report.live import LevelProgress, Progress, View
-from loadbench.report.plan import title
+from loadbench.report.words import load_title
 
 RATE_WINDOW_NS = 5_000_000_000
 """Rates "now" are those of the last five seconds: long enough to be calm, short enough to see a stall."""
@@ -44,7 +45,7 @@ class Watch:
 
     def expect(self, levels: tuple[Level, ...], *, stream: bool) -> None:
         self._planned, self._streamed = levels, stream
-        self._levels = [LevelProgress(title(level), level.model) for level in levels]
+        self._levels = [LevelProgress(load_title(level.load), level.model) for level in levels]
 
     def say(self, message: str | None) -> None:
         self._message = message
@@ -94,7 +95,8 @@ class Watch:
         since_ns, ended, chunks = self._mark(now_ns, recorder.ended, recorder.chunks)
         elapsed_s = (now_ns - since_ns) / 1e9
         histogram = recorder.ttft if self._streamed else recorder.e2e
-        p50_ns, p95_ns = histogram.percentile(50), histogram.percentile(95)
+        p50_ns = histogram.percentile(50)
+        p95_ns = histogram.percentile(95) if histogram.total >= LEASTS["p95"] else None
         return replace(
             base,
             share=_share(level, shard.issuing, now_ns),

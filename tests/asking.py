@@ -111,10 +111,13 @@ class Peer:
             self.left = True
             return None
 
+    def send_now(self, data: bytes) -> None:
+        self._transport.write(data)
+
     async def send(self, *pieces: bytes) -> None:
         """Each piece in a write of its own, with turns of the loop between them in which the client reads."""
         for piece in pieces:
-            self._transport.write(piece)
+            self.send_now(piece)
             for _ in range(3):
                 await asyncio.sleep(0)
 

@@ -18,7 +18,8 @@ DEADLINE_S = 60.0
 
 def environment(**more: str) -> dict[str, str]:
     """Ours without what would change the answer: no key, no endpoint, no colours, a terminal of 120 columns."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("OPENAI_API_KEY", "FOUNDRY_LOCAL_ENDPOINT")}
+    hidden = ("OPENAI_API_KEY", "FOUNDRY_LOCAL_ENDPOINT")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return kept | {"COLUMNS": "120", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"} | more
 
 
@@ -60,16 +61,16 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int, str, str]:
 async def eventually(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
     """Wait until the condition holds; TimeoutError when it does not come to that."""
     async with asyncio.timeout(deadline_s):
-        while not condition():
-            await asyncio.sleep(0.005)
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # another process and its files set no event of ours
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a .jsonl file."""
     if not path.exists():
         return []
-    lines: list[dict[str, Any]] = [orjson.loads(line) for line in path.read_bytes().splitlines(True) if line.endswith(b"\n")]
-    return lines
+    whole = (line for line in path.read_bytes().splitlines(True) if line.endswith(b"\n"))
+    return [orjson.loads(line) for line in whole]
 
 
 def summary(folder: Path) -> dict[str, Any]:

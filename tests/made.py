@@ -1,4 +1,4 @@
-"""What is made from the code and kept beside it: the two JSON Schemas and the README's tables. `make docs` writes them."""
+"""What is made from the code and kept beside it, JSON Schemas and the README's tables; `make docs` writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine's client: its stamps against the endpoint's own, its deadlines on the clock, its connections, its secrets."""
+"""The engine's client: stamps against the endpoint's own, deadlines on the clock, its connections, and what it sends."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from time import perf_counter_ns
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from loadbench.records import Sample
 from loadbench.target.fake import FakeServer, Truth
 from tests.asking import (
     DONE,
+    EVENTS,
     MS,
     STREAM,
     STREAM_HEAD,
@@ -47,7 +49,7 @@ def ns(stamp: int | None) -> int:
 
 
 def by_seq(server: FakeServer, samples: list[Sample]) -> list[tuple[Sample, Truth]]:
-    """Each sample with the endpoint's record of it. Both ends live on one loop, so the records are complete."""
+    """Each sample with the endpoint's record of it, made in the turn of the one loop in which it sent the last byte."""
     truths = {truth.request_id: truth for truth in server.records}
     return [(sample, truths[f"load-3-{sample.seq}"]) for sample in samples]
 
@@ -79,7 +81,7 @@ async def test_the_stamps_are_in_order_and_never_before_the_endpoints_own() -> N
         assert stamps == sorted(map(ns, stamps))
         assert ns(sample.sent_ns) <= truth.received_ns <= ns(sample.headers_ns)
         assert ns(truth.first_token_ns) <= ns(sample.first_token_ns)
-        assert ns(truth.last_token_ns) <= ns(sample.last_token_ns) <= ns(truth.done_ns) <= ns(sample.done_ns) + MS
+        assert ns(truth.last_token_ns) <= ns(sample.last_token_ns) <= ns(sample.done_ns)
 
 
 async def test_the_first_and_the_last_token_are_stamped_when_the_endpoint_sent_them() -> None:
@@ -213,7 +215,7 @@ async def test_a_connection_is_given_up_at_the_deadline_and_called_refused() -> 
     with unanswered() as port:
         sample = await ask_once(port, first_token_s=0.1)
     assert (sample.outcome, sample.sent_ns) == ("connect_refused", None)
-    assert sample.detail == "no answer before the first-token deadline"
+    assert sample.detail == "no connection before the first-token deadline"
 
 
 # --- connections ------------------------------------------------------------------------------------------------------
@@ -231,15 +233,15 @@ async def test_connections_opened_beforehand_serve_the_first_requests() -> None:
     async with faking(first_token_ms=20) as server, client_to(server.port) as client:
         await client.open(70)
         await client.open(3)  # there are enough
-        assert client.connections_opened == server.connections_seen == 70
+        assert client.connections_opened == 70
         samples = await asyncio.gather(*(ask(client, seq=seq) for seq in range(71)))
-        assert client.connections_opened == 71
+        assert client.connections_opened == server.connections_seen == 71
     assert [sample.seq for sample in samples if sample.connect_ns is not None] == [70]
     assert {sample.outcome for sample in samples} == {"ok"}
 
 
 @pytest.mark.parametrize("script", [{"connection_close": True}, {"framing": "close"}])
-async def test_a_connection_that_the_endpoint_closes_is_not_used_again(script: dict[str, object]) -> None:
+async def test_a_connection_that_the_endpoint_closes_is_not_used_again(script: dict[str, Any]) -> None:
     async with faking(**script) as server, client_to(server.port) as client:
         samples = [await ask(client, seq=seq) for seq in range(3)]
         assert client.connections_opened == 3
@@ -253,33 +255,35 @@ async def test_an_endpoint_that_is_not_there_is_no_error_until_a_request_is_sent
         await client.open(8)
         sample = await ask(client)
     assert (sample.outcome, sample.sent_ns, sample.connect_ns) == ("connect_refused", None, None)
-    assert sample.detail is not None and "refused" in sample.detail
+    assert sample.detail == "Connection refused"
     assert ns(sample.done_ns) >= sample.due_ns
 
 
-async def test_closing_leaves_the_endpoint_alone() -> None:
+async def test_what_is_idle_can_be_closed() -> None:
     async with faking() as server, client_to(server.port) as client:
         await client.open(3)
         client.close()
-        async with asyncio.timeout(5):
-            while server.connections:
-                await asyncio.sleep(0.001)
-        assert (await ask(client)).outcome == "ok"
+        await ask(client)
+        assert len(server.connections) == 1
 
 
 async def test_what_is_in_flight_can_be_ended_as_censored() -> None:
-    async with faking(faults=("total_deadline@2",)) as server, client_to(server.port) as client:
-        assert (await ask(client)).outcome == "ok"
+    asked = asyncio.Event()
+
+    async def answer_all_but_the_second(peer: Peer) -> None:
+        while request := await peer.request():
+            await peer.send(STREAM if b"load-3-1" not in request else STREAM_HEAD + chunked(EVENTS[:2], end=b""))
+            asked.set()
+
+    async with listening(answer_all_but_the_second) as port, client_to(port) as client:
+        await ask(client)
+        asked.clear()
         endless = asyncio.create_task(ask(client, seq=1))
-        async with asyncio.timeout(5):
-            while not (client_has_tokens := any(stream.tokens for stream in server._active)):
-                await asyncio.sleep(0.001)
+        await asked.wait()
         asked_ns = perf_counter_ns()
         client.abort("censored", "unfinished when the drain ended")
-        sample = await endless
-        after = await ask(client, seq=2)
-    assert client_has_tokens
-    assert (sample.outcome, sample.detail) == ("censored", "unfinished when the drain ended")
+        sample, after = await endless, await ask(client, seq=2)
+    assert (sample.outcome, sample.detail, sample.chunks) == ("censored", "unfinished when the drain ended", 1)
     assert ns(sample.last_token_ns) <= asked_ns <= ns(sample.done_ns)
     assert (after.outcome, after.connect_ns is None) == ("ok", False)
 
@@ -288,7 +292,8 @@ async def test_a_request_that_still_waits_for_its_connection_can_be_ended_too() 
     with unanswered() as port:
         async with client_to(port) as client:
             waiting = asyncio.create_task(ask(client))
-            await asyncio.sleep(0.05)
+            done, _ = await asyncio.wait({waiting}, timeout=0.05)
+            assert not done
             asked_ns = perf_counter_ns()
             client.abort("censored", "unfinished when the drain ended")
             sample = await waiting
@@ -319,7 +324,7 @@ async def test_a_request_that_is_cancelled_takes_its_connection_with_it() -> Non
 # --- what is sent -----------------------------------------------------------------------------------------------------
 
 
-async def sent(**changes: object) -> tuple[str, dict[str, str], dict[str, object]]:
+async def sent(**changes: Any) -> tuple[str, dict[str, str], dict[str, Any]]:
     """What a server reads of one request: request line, headers, body."""
     requests: list[bytes] = []
     async with listening(answering(STREAM, requests=requests)) as port:
@@ -473,8 +478,7 @@ async def test_tokens_are_seen_when_a_server_with_nagle_sends_them() -> None:
             playing = asyncio.create_task(play(listener))
             async with client_to(listener.getsockname()[1]) as client:
                 await ask(client)
-                samples = []
-                firsts = []
+                samples, firsts = [], []
                 for seq in range(1, 6):
                     sent_ns.clear()
                     samples.append(await ask(client, seq=seq))

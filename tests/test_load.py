@@ -12,7 +12,7 @@ from tests.virtual import level, play
 
 
 def every(step_s: float) -> "count[float]":
-    return count(0.0, step_s)  # type: ignore[arg-type]
+    return count(0.0, step_s)
 
 
 def p99_s(samples: list[Sample], since: str) -> float:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -359,6 +360,31 @@ def test_what_is_absent_is_an_empty_field_and_what_is_indicative_is_named(tmp_pa
 def test_no_two_columns_have_one_name() -> None:
     names = [column.name for column in COLUMNS]
     assert len(names) == len(set(names))
+
+
+# One table for all
+
+ADD_A_METRIC = """
+import sys
+from pathlib import Path
+from loadbench.analysis import metrics
+row = metrics.Metric("head", "Head", "To the headers.", {"service": lambda s: s.headers_ns - s.sent_ns})
+metrics.LATENCIES["head"] = metrics.METRICS["head"] = row
+from loadbench.report.console import print_report
+from loadbench.report.write import write_report
+print_report(write_report(Path(sys.argv[1])), Path("results/x"))
+"""
+
+
+def test_a_row_in_metrics_is_all_that_a_new_metric_takes_to_be_told_everywhere(tmp_path: Path) -> None:
+    rundirs.closed_ladder(tmp_path)
+    command = [sys.executable, "-c", ADD_A_METRIC, str(tmp_path)]
+    environment = {**os.environ, "COLUMNS": "250", "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert b"Head" in done.stdout
+    assert json.loads((tmp_path / "summary.json").read_bytes())["levels"][0]["latency_ms"]["head"]["service"]["n"] == 70
+    assert "head_service_p95_ms" in (tmp_path / "summary.csv").read_text(encoding="utf-8")
+    assert "| Head | ms | To the headers. |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 # Writing

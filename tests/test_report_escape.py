@@ -52,6 +52,11 @@ def test_any_text_becomes_printable_and_storable(text: str) -> None:
 @given(TEXTS)
 @example(HOSTILE)
 @example("&lt; and ~this~ and ~~that~~")
+@example("# heading")
+@example("- item")
+@example("1. item")
+@example("---")
+@example("> quotation")
 def test_any_text_in_markdown_renders_as_itself(text: str) -> None:
     source = markdown(text)
     if not source:

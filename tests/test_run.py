@@ -1,4 +1,4 @@
-"""A whole run, from the command line to the directory it leaves: against the real Foundry Local and the scripted endpoint."""
+"""A whole run, from the command line to what it leaves, against the real Foundry Local and the scripted endpoint."""
 
 from __future__ import annotations
 

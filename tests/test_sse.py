@@ -98,7 +98,7 @@ def test_ids_retries_and_unknown_event_names_change_nothing() -> None:
 
 
 def test_utf8_split_across_reads_is_put_together() -> None:
-    body = event({"choices": [{"delta": {"content": "ü€😀"}}]}).replace(b"\\u00fc\\u20ac\\ud83d\\ude00", "ü€😀".encode())
+    body = 'data: {"choices": [{"delta": {"content": "ü€😀"}}]}\n\n'.encode()
     stream = read(*(body[i : i + 1] for i in range(len(body))))
     assert (stream.chunks, stream.problem) == (1, None)
 
@@ -176,7 +176,7 @@ AWKWARD = st.text(min_size=0, max_size=6) | st.sampled_from(
 CHUNKS = st.one_of(
     st.builds(chunk, AWKWARD),
     st.builds(chunk, AWKWARD, st.sampled_from(["stop", "length", None])),
-    st.builds(lambda text, n: chunk(text, usage={"prompt_tokens": n, "completion_tokens": n}), AWKWARD, st.integers(0, 9)),
+    st.builds(lambda text: chunk(text, usage={"prompt_tokens": 1, "completion_tokens": 2}), AWKWARD),
     st.builds(lambda text: {"choices": [{"delta": {"role": "assistant", "content": text}}]}, AWKWARD),
     st.builds(lambda text: {"choices": [{"delta": {"content": text}, "finish_reason": text}]}, AWKWARD),
     st.builds(lambda text: {"error": {"message": text}, **chunk(text)}, AWKWARD),
@@ -186,7 +186,8 @@ CHUNKS = st.one_of(
 
 def reference(documents: list[dict[str, Any]]) -> dict[str, Any]:
     """What a reader that decodes everything makes of it."""
-    chunks, finish, tokens, problem = 0, None, (None, None), None
+    chunks, finish, problem = 0, None, None
+    tokens: tuple[int | None, int | None] = (None, None)
     for document in documents:
         answer = read_answer(document, "delta")
         if answer is None:
@@ -209,19 +210,20 @@ def seen(stream: Stream) -> dict[str, Any]:
 
 
 @given(st.lists(CHUNKS, max_size=12), st.booleans(), st.booleans())
-def test_events_one_a_read_mean_what_their_json_means(documents: list[dict[str, Any]], compact: bool, raw: bool) -> None:
+def test_events_one_a_read_mean_what_their_json_means(documents: list[Any], compact: bool, raw: bool) -> None:
     style = (",", ":") if compact else (", ", ": ")
     lines = [json.dumps(document, separators=style, ensure_ascii=not raw) for document in documents]
     pieces = [f"data: {line}\n\n".encode("utf-8", "surrogatepass") for line in lines]
     assert seen(read(*pieces)) == reference(documents)
 
 
-@given(st.lists(CHUNKS, max_size=8), st.lists(st.integers(1, 40), min_size=1, max_size=40), st.sampled_from(["\n", "\r\n"]))
+@given(st.lists(CHUNKS, max_size=8), st.lists(st.integers(1, 40), min_size=1), st.sampled_from(["\n", "\r\n"]))
 def test_the_cut_of_the_reads_changes_nothing_but_the_stamps(
     documents: list[dict[str, Any]], cuts: list[int], end: str
 ) -> None:
     body = b"".join(event(document, end * 2) for document in documents) + b"data: [DONE]" + end.encode() * 2
-    pieces, at = [], 0
+    pieces: list[bytes] = []
+    at = 0
     while at < len(body):
         size = cuts[len(pieces) % len(cuts)]
         pieces.append(body[at : at + size])

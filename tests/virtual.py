@@ -1,4 +1,4 @@
-"""A world in which time costs nothing: an event loop whose clock jumps to the next timer, and a server made of arithmetic."""
+"""A world in which time costs nothing: an event loop whose clock jumps to the next timer, and an arithmetic server."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def play(
     outcome: Callable[[Request], str] = lambda request: "ok",
     meanwhile: Callable[[Issuing], Awaitable[None]] | None = None,
 ) -> tuple[World, Issuing, float]:
-    """Run one level against a server that takes ``service_s``; returns the world, the issuing and when issuing ended."""
+    """Run one level against a server that takes ``service_s``; returns the world, the issuing, and when that ended."""
 
     async def main() -> tuple[World, Issuing, float]:
         clock = VirtualClock(asyncio.get_running_loop())

@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
     return {
         "os": platform.platform(aliased=True, terse=True),
         "machine": platform.machine(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
@@ -37,7 +37,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The processor's name: /proc/cpuinfo on Linux, elsewhere what the platform module knows."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():

@@ -18,6 +18,10 @@ CUT_SHORT = "*"  # stands after the load of a level that did not end as planned
 Value = str | int | float | None
 
 
+def _firm(level: Level) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One thing told of a level. ``name`` is the CSV's, with its unit; the heading is made of title, series, statistic
@@ -35,7 +39,7 @@ class Column:
     series: Series | None = None
     statistic: str = ""
     unit: str = ""
-    indicative: Callable[[Level], bool] = lambda level: False
+    indicative: Callable[[Level], bool] = _firm
     of_kind: bool = False
     in_csv: bool = True
     show: Callable[[Any], str] | None = None
@@ -126,10 +130,6 @@ def _throughput(name: str) -> Callable[[Level], Value]:
     return lambda level: level.throughput.get(name)
 
 
-def _firm(level: Level) -> bool:
-    return False
-
-
 def _per_user_indicative(level: Level) -> bool:
     """One user's rate is 1 / TPOT p50, and no surer than it."""
     return "p50" in level.latency_ms["tpot"]["service"].indicative
@@ -171,59 +171,61 @@ def _of_open(name: str) -> Callable[[Level], Value]:
     return lambda level: getattr(level.load, name) if isinstance(level.load, OpenLoad) else None
 
 
+def _load(level: Level) -> str:
+    return load_title(level.load) + ("" if level.complete else f" {CUT_SHORT}")
+
+
+def _users(level: Level) -> int | None:
+    return level.load.concurrency if isinstance(level.load, ClosedLoad) else None
+
+
+def _ok_of_all(level: Level) -> str:
+    return f"{level.requests.ok:,}/{level.requests.attempted:,}"
+
+
+def _failures(level: Level) -> str:
+    return " ".join(f"{outcome}={number}" for outcome, number in level.requests.failed.items())
+
+
+def _cautions(level: Level) -> str:
+    return " ".join(caution.about for caution in level.cautions)
+
+
+def _mark(result: str) -> str:
+    return "?" if result == "undecided" else result
+
+
 COLUMNS: tuple[Column, ...] = (
     Column("level", "level", lambda level: level.index),
     Column("stage", "stage", lambda level: level.stage),
     Column("model", "model", lambda level: level.model),
-    Column(
-        "load",
-        "load",
-        lambda level: load_title(level.load) + ("" if level.complete else f" {CUT_SHORT}"),
-        0,
-        0,
-        of_kind=True,
-    ),
+    Column("load", "load", _load, closed=0, open=0, of_kind=True, in_csv=False),
     Column("load_kind", "loop", lambda level: level.load.kind),
-    Column(
-        "concurrency",
-        "users",
-        lambda level: level.load.concurrency if isinstance(level.load, ClosedLoad) else None,
-    ),
+    Column("concurrency", "users", _users),
     Column("rate_per_s", "asked", _of_open("rate_per_s"), unit="/s"),
     Column("arrivals", "arrivals", _of_open("arrivals")),
     Column("complete", "complete", lambda level: "yes" if level.complete else "no"),
     Column("window_s", "window", lambda level: level.window_s, unit="s"),
-    Column(
-        "ok_of_attempted",
-        "ok/all",
-        lambda level: f"{level.requests.ok:,}/{level.requests.attempted:,}",
-        2,
-        2,
-        of_kind=True,
-        in_csv=False,
-    ),
+    Column("ok_of_attempted", "ok/all", _ok_of_all, closed=2, open=2, of_kind=True, in_csv=False),
     Column("attempted", "attempted", lambda level: level.requests.attempted),
     Column("ok", "ok", lambda level: level.requests.ok),
-    Column("failed", "failed", failed, 10, 10, of_kind=True),
-    Column("failures", "failures", lambda level: " ".join(f"{k}={n}" for k, n in level.requests.failed.items())),
-    Column("in_flight", "in flight", lambda level: level.concurrency_reached, 6, 6),
-    Column("issued_per_s", "issued", lambda level: level.issued_per_s, None, 11, unit="/s"),
+    Column("failed", "failed", failed, closed=10, open=10, of_kind=True),
+    Column("failures", "failures", _failures),
+    Column("in_flight", "in flight", lambda level: level.concurrency_reached, closed=6, open=6),
+    Column("issued_per_s", "issued", lambda level: level.issued_per_s, open=11, unit="/s"),
     *_rates(),
     *_latencies(),
-    Column("input_tokens_mean", "tokens in", lambda level: level.tokens.input_mean, 17, 17, of_kind=True),
-    Column("output_tokens_mean", "tokens out", lambda level: level.tokens.output_mean, 17, 17, of_kind=True),
-    Column("output_tokens", "tokens", lambda level: level.tokens.output_total),
-    Column("slo", "SLO", slo_result, 3, 3, show=lambda result: "?" if result == "undecided" else result),
+    Column("input_tokens_mean", "tokens in", lambda level: level.tokens.input_mean, closed=17, open=17, of_kind=True),
     Column(
-        "cautions",
-        "cautions",
-        lambda level: " ".join(c.about for c in level.cautions),
-        19,
-        19,
-        show=lambda about: about or "–",
+        "output_tokens_mean", "tokens out", lambda level: level.tokens.output_mean, closed=17, open=17, of_kind=True
     ),
-    Column("target_state", "target", lambda level: level.target.state, 18, 18),
+    Column("output_tokens", "tokens", lambda level: level.tokens.output_total),
+    Column("slo", "SLO", slo_result, closed=3, open=3, show=_mark),
+    Column("cautions", "cautions", _cautions, closed=19, open=19, show=lambda about: about or "–"),
+    Column("target_state", "target", lambda level: level.target.state, closed=18, open=18),
     Column("target_rss_before_bytes", "RSS before", lambda level: level.target.rss_bytes.before),
-    Column("target_rss_peak_bytes", "RSS peak", lambda level: level.target.rss_bytes.peak, 9, 14, show=octets),
+    Column(
+        "target_rss_peak_bytes", "RSS peak", lambda level: level.target.rss_bytes.peak, closed=9, open=14, show=octets
+    ),
     Column("target_rss_after_bytes", "RSS after", lambda level: level.target.rss_bytes.after),
 )

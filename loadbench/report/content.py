@@ -80,7 +80,7 @@ def _table(levels: Sequence[Level], title: str, kinds: tuple[str, ...] = ()) -> 
 
 def _left_out(ranked: Sequence[Column], levels: Sequence[Level]) -> str | None:
     """What has no column because no row has a value of it."""
-    counted = {column.title for column in COLUMNS if column.statistic == "n" and _has_value(column, levels)}
+    counted = {column.title for column in COLUMNS if column.statistic == "n" and any(map(column.get, levels))}
     empty = [column for column in ranked if column.statistic and not _has_value(column, levels)]
     absent = dict.fromkeys(column.title for column in empty if column.title not in counted)
     too_few = dict.fromkeys(
@@ -92,8 +92,7 @@ def _left_out(ranked: Sequence[Column], levels: Sequence[Level]) -> str | None:
 
 
 def _has_value(column: Column, levels: Sequence[Level]) -> bool:
-    """Whether any level has it; a count of none is no value."""
-    return any(column.get(level) not in (None, 0 if column.statistic == "n" else None) for level in levels)
+    return any(column.get(level) is not None for level in levels)
 
 
 def _cells(column: Column, levels: Sequence[Level]) -> Cells:

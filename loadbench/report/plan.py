@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadbench.records import Closed, Level
 from loadbench.report.escape import plain
-from loadbench.report.words import clock
+from loadbench.report.words import clock, load_title
 from loadbench.scenario.load import Loaded
 from loadbench.scenario.plan import LevelPlan, describe, levels
 
@@ -33,21 +32,15 @@ def print_plan(loaded: Loaded, stream: TextIO | None = None) -> None:
     for column in ("level", "model", "load", "requests", "time"):
         table.add_column(column, justify="left" if column in ("model", "load") else "right")
     for row in plan.levels:
-        table.add_row(str(row.level.index), Text(plain(row.level.model)), title(row.level), _requests(row), _time(row))
+        table.add_row(
+            str(row.level.index), Text(plain(row.level.model)), load_title(row.level.load), _requests(row), _time(row)
+        )
     console.print(table)
     known = f"about {clock(plan.estimated_s)}" if plan.estimated_s else "unknown"
     more = "; levels bounded by requests alone take as long as the target does" if plan.open_ended else ""
     warm = f", {plan.warmup_requests} warm-up requests" if plan.warmup_requests else ""
     console.print(Text(f"{len(plan.levels)} levels{warm}; time {known} plus starting, loading and draining{more}."))
     console.print(Text(f"At the very most {clock(plan.at_most_s)}, if every request runs into its deadline."))
-
-
-def title(level: Level) -> str:
-    """The load in a few words."""
-    load = level.load
-    if isinstance(load, Closed):
-        return f"{load.concurrency} user{'s' if load.concurrency != 1 else ''}"
-    return f"{load.rate_per_s:g} req/s {load.arrivals}"
 
 
 def _kind(name: str, weight: float) -> str:

@@ -34,7 +34,7 @@ from loadbench.target.fake_wire import Connection, Message, Stream
 
 __all__ = ["FakeServer", "Script", "Truth", "run_fake", "serve"]
 
-RECORDS_KEPT = 1_000_000
+RECORDS_KEPT = 100_000  # some 50 MB
 
 
 class Truth(NamedTuple):
@@ -60,7 +60,7 @@ class Truth(NamedTuple):
 
 
 class FakeServer:
-    """A listening scripted endpoint. ``records`` is the log, or its last million lines."""
+    """A listening scripted endpoint. ``records`` is the log, or its last hundred thousand lines."""
 
     def __init__(self, script: Script, log: Path | None, token: str | None) -> None:
         self.script = script
@@ -73,7 +73,10 @@ class FakeServer:
         self.host = ""
         self.port = 0
         self._token = token
-        self._log: BinaryIO | None = None if log is None else log.open("ab")
+        try:
+            self._log: BinaryIO | None = None if log is None else log.open("ab")
+        except OSError as error:
+            raise UsageError(f"fake: --log: expected a file that can be written, got {log}: {error.strerror}") from None
         self._flavour = FLAVOURS[script.flavour]
         loaded = script.models if script.loaded is None else script.loaded
         self._shelf = Shelf(script.models, set(loaded), script.prefix, base_url="")
@@ -323,23 +326,24 @@ def run_fake(
     """
 
     async def main() -> None:
+        stop = asyncio.Event()
+        _set_when_told(stop, until_stdin_closes)
         server = await serve(script, host, port, log, token)
-        sys.stdout.write(server.base_url + "\n")
-        sys.stdout.flush()
         gc.collect()
         gc.freeze()  # a full collection pauses everybody; what is alive now stays alive
+        sys.stdout.write(server.base_url + "\n")
+        sys.stdout.flush()
         with suppress(TimeoutError):
             async with asyncio.timeout(duration_s):
-                await _told_to_stop(until_stdin_closes)
+                await stop.wait()
         await server.close()
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(main())
 
 
-async def _told_to_stop(until_stdin_closes: bool) -> None:
+def _set_when_told(stop: asyncio.Event, until_stdin_closes: bool) -> None:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
 
@@ -350,7 +354,6 @@ async def _told_to_stop(until_stdin_closes: bool) -> None:
 
     if until_stdin_closes:
         threading.Thread(target=watch_stdin, daemon=True).start()
-    await stop.wait()
 
 
 def _loop_factory() -> Any:

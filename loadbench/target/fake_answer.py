@@ -28,6 +28,7 @@ NOW = 0
 """Due as soon as what comes before it is sent."""
 
 SLOW_LINE_NS = 20_000_000
+SLOW_BYTE_NS = 50_000
 LAST_CHUNK = b"0\r\n\r\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 STARTED = int(time.time())  # the wall clock, for `created` alone
@@ -98,7 +99,8 @@ class Ask:
 
     def steps(self) -> Iterator[Step]:
         """Everything the service sends, in order. It ends with the body, or with how the connection does."""
-        return self._streamed() if self.stream else self._whole()
+        steps = self._streamed() if self.stream else self._whole()
+        return _byte_by_byte(steps) if self.fault.byte_by_byte else steps
 
     def _head(self, content_length: int | None = None) -> bytes:
         lines = "HTTP/1.1 200 OK\r\nServer: loadbench-fake\r\n"
@@ -204,6 +206,18 @@ def _words(first: int, many: int) -> bytes:
 def _slowly(head: bytes) -> Iterator[Step]:
     for i, line in enumerate(head.splitlines(keepends=True)):
         yield i * SLOW_LINE_NS, line, 0
+
+
+def _byte_by_byte(steps: Iterator[Step]) -> Iterator[Step]:
+    free_ns = 0
+    for at_ns, payload, tokens in steps:
+        if isinstance(payload, End):
+            yield at_ns, payload, tokens
+            continue
+        free_ns = max(free_ns, at_ns)
+        for i in range(len(payload)):
+            yield free_ns, payload[i : i + 1], tokens if i == len(payload) - 1 else 0
+            free_ns += SLOW_BYTE_NS
 
 
 def error_body(status: int, text: str) -> bytes:

@@ -141,7 +141,7 @@ FAULTS: dict[str, Fault] = {
              end=End.HANG),
         _row("stall", "ok", "a pause of stall_ms after some tokens", pause=True),
         _row("slow_headers", "ok", "a header line every 20 ms", head="slow"),
-        _row("split_writes", "ok", "one write a byte", byte_by_byte=True),
+        _row("split_writes", "ok", "a write a byte, 50 µs apart, after slow headers", head="slow", byte_by_byte=True),
     )
 }  # fmt: skip
 

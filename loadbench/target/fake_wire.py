@@ -257,11 +257,7 @@ class Stream:
     def _write(self, data: bytes) -> None:
         if self._head:
             data, self._head = self._head + data, b""
-        if self.ask.fault.byte_by_byte:
-            for i in range(len(data)):
-                self.connection.transport.write(data[i : i + 1])
-        else:
-            self.connection.transport.write(data)
+        self.connection.transport.write(data)
 
     def _end(self, end: End, now_ns: int) -> None:
         if end is End.HANG:

@@ -23,11 +23,11 @@ from loadbench.target.synthetic_graph import Batching, Recipe
 SYNTHETIC: dict[str, Recipe] = {
     # About 10,000 tok/s: for tests.
     "tiny": Recipe(hidden=64, layers=2, heads=4, kv_heads=2, feed_forward=128, context_length=2048),
-    # 5 ms a token and 0.5 ms a token of the prompt. 80 MB of weights, read for every token.
+    # 5 ms a token. A prompt takes 0.5 ms a token, 1 ms where it has 4,000. 80 MB of weights, read for every token.
     "edge": Recipe(
         hidden=512, layers=7, heads=8, kv_heads=2, feed_forward=2048, context_length=8192, share_buffer=True
     ),
-    # 5 ms a step of one request, 7 ms of four. The pool holds four requests of full length, so it cannot wedge.
+    # 6 ms a step of one request, 8 ms of four. The pool holds four requests of full length, so it cannot wedge.
     "batching": Recipe(
         hidden=1024,
         layers=6,
