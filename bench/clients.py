@@ -180,12 +180,15 @@ async def run_openai(port: int, streams: int, tokens: int, spacing_s: float, tal
 async def run_loadbench(port: int, streams: int, tokens: int, spacing_s: float, tally: Tally) -> dict[str, Any]:
     from loadbench.engine.exchange import Wire
     from loadbench.engine.load import Clock
-    from loadbench.engine.platform import raise_open_file_limit
     from loadbench.engine.shard import Shard
-    from loadbench.records import Closed, Level, Prompt
+    from loadbench.platform import raise_open_file_limit
+    from loadbench.records import Closed, Level
+    from loadbench.scenario.prompts import PromptMix
+    from loadbench.scenario.schema import Scenario
 
     raise_open_file_limit()
-    prompts = (Prompt("bench", n, ({"role": "user", "content": PROMPT},), tokens) for n in count())
+    prompts = {"prompts": [{"name": "bench", "text": PROMPT}], "request": {"max_tokens": tokens}}
+    mix = PromptMix(Scenario.model_validate(prompts), Path())
     wire = Wire(
         host="127.0.0.1",
         port=port,
@@ -205,10 +208,9 @@ async def run_loadbench(port: int, streams: int, tokens: int, spacing_s: float, 
         async with Shard(Path(name), clock, time.time_ns(), lambda: None) as shard:
             shard.talk_to(wire)
             level = Level(0, 0, MODEL, Closed(streams), tally.seconds, None, 0, 1, spacing_s)
-            assert shard.client is not None
-            await shard.client.open(streams)
+            await shard.prepare(level)
             tally.begin()
-            await shard.measure(level, prompts, iter(()), 60.0)
+            await shard.measure(level, mix, 60.0)
             cost = tally.cost()
         for line in (Path(name) / "samples.jsonl").read_text().splitlines():
             row = json.loads(line)

@@ -8,19 +8,20 @@ One path, five rooms::
      scenario/ ───────────▶ target/ ──────────▶ engine/ ── results/…/ ───▶ analysis/ ──────────▶ report/
      load  schema           target  endpoint    shard  load                rundir  metrics       write  console
      prompts  arrivals      models  foundry     client  exchange           stats  summary        markdown  tables
-     plan  units            synthetic  fake     sse  recorder              cautions  slo         live  plan
-                            memory  state       pulse  platform            verdict
+     plan  units            synthetic  fake     sse  recorder  merge       cautions  slo         live  plan
+                            memory  state       crew  worker  pulse        verdict
 
     records.py   Prompt, Request, Sample, the loads and the level: the plain things that move
     outcomes.py  what can happen to a request, with pattern and advice, in one table
     hdr.py       HDR histograms and their log file: written on the left of the run directory, read on its right
     errors.py    the errors a user may see, each with its exit code
     files.py     writes a file whole
+    platform.py  what differs between operating systems
     runner.py    the order of things; progress.py tells the live view where it is
     cli.py       words and exit codes
 
 Left of the run directory the program measures and never summarises; right of it it summarises and never sends.
-A module imports only from its own room, rooms to its left and the plain modules, which are the first five below the
+A module imports only from its own room, rooms to its left and the plain modules, which are the first six below the
 picture; ``runner``, ``progress`` and ``cli`` stand above all.
 ``tests/test_house.py`` walks the imports and holds this picture true.
 """

@@ -181,7 +181,7 @@ def serve(models: tuple[str, ...], host: str, port: int) -> None:
 
 def _run_in_loop(work: Callable[[], Coroutine[Any, Any, T]], stop: Callable[[str], bool] | None) -> T:
     """Run it in the event loop. The first Ctrl-C or SIGTERM calls ``stop``; the second cancels, or where it says no."""
-    from loadbench.engine.platform import run_in_loop
+    from loadbench.platform import run_in_loop
 
     async def watched() -> T:
         loop, task, asked = asyncio.get_running_loop(), asyncio.ensure_future(work()), False

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import replace
 
 from loadbench.analysis.stats import LEASTS
-from loadbench.engine.load import Clock, Issuing
+from loadbench.engine.load import Clock
 from loadbench.engine.shard import Shard
 from loadbench.records import Level
 from loadbench.report.live import LevelProgress, Progress, View
@@ -91,21 +91,21 @@ class Watch:
         )
         if shard is None or level is None:
             return base
-        recorder = shard.recorder
-        since_ns, ended, chunks = self._mark(now_ns, recorder.ended, recorder.chunks)
+        counters = shard.counters()
+        since_ns, ended, chunks = self._mark(now_ns, counters.ended, counters.chunks)
         elapsed_s = (now_ns - since_ns) / 1e9
-        histogram = recorder.ttft if self._streamed else recorder.e2e
+        histogram = counters.ttft if self._streamed else counters.e2e
         p50_ns = histogram.percentile(50)
         p95_ns = histogram.percentile(95) if histogram.total >= LEASTS["p95"] else None
         return replace(
             base,
-            share=_share(level, shard.issuing, now_ns),
-            in_flight=shard.in_flight,
-            requests_per_s=(recorder.ended - ended) / elapsed_s if elapsed_s > 0 else None,
-            tokens_per_s=(recorder.chunks - chunks) / elapsed_s if elapsed_s > 0 else None,
+            share=_share(level, shard.start_ns, counters.issued, now_ns),
+            in_flight=counters.in_flight,
+            requests_per_s=(counters.ended - ended) / elapsed_s if elapsed_s > 0 else None,
+            tokens_per_s=(counters.chunks - chunks) / elapsed_s if elapsed_s > 0 else None,
             p50_ms=None if p50_ns is None else p50_ns / 1e6,
             p95_ms=None if p95_ns is None else p95_ns / 1e6,
-            failures={name: n for name, n in recorder.outcomes.items() if name != "ok"},
+            failures={name: n for name, n in counters.outcomes.items() if name != "ok"},
         )
 
     def _mark(self, now_ns: int, ended: int, chunks: int) -> tuple[int, int, int]:
@@ -125,16 +125,16 @@ class Watch:
             if level.duration_s is None:
                 return None
             left_s += level.duration_s
-        issuing = self.shard.issuing if self.shard is not None else None
-        if self._current is not None and issuing is not None and self._current.duration_s is not None:
-            left_s -= min(self._current.duration_s, (now_ns - issuing.start_ns) / 1e9)
+        start_ns = self.shard.start_ns if self.shard is not None else None
+        if self._current is not None and start_ns is not None and self._current.duration_s is not None:
+            left_s -= min(self._current.duration_s, (now_ns - start_ns) / 1e9)
         return left_s if self._planned else None
 
 
-def _share(level: Level, issuing: Issuing | None, now_ns: int) -> float | None:
+def _share(level: Level, start_ns: int | None, issued: int, now_ns: int) -> float | None:
     """How much of the level is done: by the clock or by count, whichever is further."""
-    if issuing is None:
+    if start_ns is None:
         return None
-    shares = [(now_ns - issuing.start_ns) / 1e9 / level.duration_s] if level.duration_s else []
-    shares += [issuing.issued / level.requests] if level.requests else []
+    shares = [(now_ns - start_ns) / 1e9 / level.duration_s] if level.duration_s else []
+    shares += [issued / level.requests] if level.requests else []
     return min(1.0, max(shares)) if shares else None

@@ -5,7 +5,7 @@ Times are integer nanoseconds since the run began, on the monotonic clock; None 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 
@@ -89,6 +89,12 @@ class Open:
 Load = Closed | Open
 
 
+def load_from_json(load: dict[str, Any]) -> Load:
+    """The load that ``as_json`` wrote."""
+    fields = {name: value for name, value in load.items() if name != "kind"}
+    return Closed(**fields) if load["kind"] == "closed" else Open(**fields)
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
     """One load on one model, measured for a while.
@@ -107,3 +113,24 @@ class Level:
     seed: int
     start_spacing_s: float = 0.001
     max_in_flight: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"load": self.load.as_json()}
+
+    @classmethod
+    def from_json(cls, level: dict[str, Any]) -> Level:
+        """The level that ``as_json`` wrote."""
+        return cls(**{**level, "load": load_from_json(level["load"])})
+
+    def share(self, index: int, count: int) -> Level:
+        """What shard ``index`` of ``count`` has to do: numbers are dealt out like cards, the rest to the first."""
+
+        def dealt(number: int) -> int:
+            return number // count + (index < number % count)
+
+        return replace(
+            self,
+            requests=None if self.requests is None else dealt(self.requests),
+            min_requests=dealt(self.min_requests),
+            max_in_flight=None if self.max_in_flight is None else dealt(self.max_in_flight),
+        )

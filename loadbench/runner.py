@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from loadbench import __version__
 from loadbench.engine.environment import environment
 from loadbench.engine.exchange import Wire
 from loadbench.engine.load import Clock
-from loadbench.engine.platform import raise_open_file_limit
 from loadbench.engine.shard import Shard
 from loadbench.errors import TargetError, UsageError
 from loadbench.files import write_whole
+from loadbench.platform import raise_open_file_limit
 from loadbench.progress import Watch
-from loadbench.records import Closed, Level, Prompt, Sample
+from loadbench.records import Level, Prompt, Sample
 from loadbench.report.live import View
-from loadbench.scenario.arrivals import schedule
 from loadbench.scenario.load import Loaded
 from loadbench.scenario.plan import levels as plan_levels
 from loadbench.scenario.prompts import PromptMix
@@ -91,7 +90,7 @@ class Run:
             if target is not None:
                 await asyncio.shield(target.close())
         self._write(status, reason, ended=True)
-        if status == "failed":
+        if self._shard is not None and self._shard.stop_reason == "disk_failure":
             raise UsageError(f"{reason}; what was measured until then is kept")
         return status
 
@@ -130,8 +129,8 @@ class Run:
         return self._how_it_ended(shard)
 
     def _how_it_ended(self, shard: Shard) -> tuple[str, str | None]:
-        if shard.recorder.failure is not None:
-            return "failed", f"{self.folder}: cannot be written: {shard.recorder.failure.strerror}"
+        if shard.failure is not None:
+            return "failed", shard.failure
         if shard.stop_reason is not None:
             return "interrupted", None
         return "complete", None
@@ -177,9 +176,8 @@ class Run:
         self._watch.begin(level)
         target.rss_bytes(relist=True)
         before = shard.read_target_rss()
-        due = iter(()) if isinstance(level.load, Closed) else schedule(level.load, None, None, level.seed)
-        client = await shard.measure(level, mix.draw(level.seed), due, self.scenario.drain_s)
-        failed = {name: n for name, n in shard.recorder.outcomes.items() if name != "ok"}
+        client = await shard.measure(level, mix, self.scenario.drain_s)
+        failed = {name: n for name, n in shard.counters().outcomes.items() if name != "ok"}
         self._watch.end(level)
         canary = None
         if self.scenario.canary and shard.stop_reason is None:
@@ -238,7 +236,7 @@ class Run:
                 }
                 for asked, model in zip(self.scenario.models, models, strict=True)
             ],
-            "levels": [_level_json(level) for level in levels],
+            "levels": [level.as_json() for level in levels],
         }
 
     def _write(self, status: str, reason: str | None, ended: bool = False) -> None:
@@ -262,10 +260,6 @@ class Run:
             **self.facts,
         }
         write_whole(self.folder / "run.json", orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
-
-
-def _level_json(level: Level) -> dict[str, Any]:
-    return {**asdict(level), "load": level.load.as_json()}
 
 
 def _first_ms(sample: Sample) -> float | None:

@@ -140,8 +140,14 @@ async def listening(play: Play, tls: ssl.SSLContext | None = None) -> AsyncItera
     """A server that plays this on every connection; gives its port. What it does wrong fails the test."""
     plays: list[asyncio.Future[None]] = []
 
+    async def play_and_leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await play(Peer(reader, writer))
+        finally:
+            writer.transport.abort()
+
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        plays.append(asyncio.ensure_future(play(Peer(reader, writer))))
+        plays.append(asyncio.ensure_future(play_and_leave(reader, writer)))
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls, limit=1 << 20)
     try:

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-import psutil
-import pytest
-import uvloop
-from click.testing import CliRunner
-
-from loadbench.engine.client import Client
-from loadbench.engine.exchange import Wire
-from loadbench.errors import UsageError
-from loadbench.outcomes import OUTCOMES, classify
-from loadbench.records import Prompt, Request
 from loadbench.target.fake import FakeServer, Script, Truth, serve
-from loadbench.target.fake_cli import fake_command
-from loadbench.target.fake_faults import FAULTS
-from loadbench.target.fake_pacer import Pacer, _LoopTimer
-from loadbench.target.fake_script import script_from, script_from_file
 
 MS = 1_000_000
 QUICK: dict[str, Any] = {"first_token_ms": 0, "gap_ms": 0, "tokens": 6, "stall_ms": 30}

@@ -1,4 +1,4 @@
-"""The engine's client: stamps against the endpoint's own, deadlines on the clock, its connections, and what it sends."""
+"""The engine's client: stamps against the endpoint's own, deadlines on the clock, connections, what it sends."""
 
 from __future__ import annotations
 

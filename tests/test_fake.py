@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import json
-import re
-import signal
-import socket
-import subprocess
-import sys
 import time
-from array import array
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields
-from itertools import pairwise
-from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-import psutil
 import pytest
-import uvloop
-from click.testing import CliRunner
 
-from loadbench.engine.client import Client
-from loadbench.engine.exchange import Wire
-from loadbench.errors import UsageError
-from loadbench.outcomes import OUTCOMES, classify
-from loadbench.records import Prompt, Request
-from loadbench.target.fake import FakeServer, Script, Truth, serve
-from loadbench.target.fake_cli import fake_command
-from loadbench.target.fake_faults import FAULTS
 from loadbench.target.fake_pacer import Pacer, _LoopTimer
-from loadbench.target.fake_script import script_from, script_from_file
-
-from tests.raw import MS, FIRST_CONTENT, ask, exchange, holds, is_answering, logged, request_bytes, running
-
+from tests.raw import FIRST_CONTENT, MS, ask, exchange, holds, is_answering, logged, request_bytes, running
 
 on_every_loop = pytest.mark.asyncio(loop_factories=["fast", "asyncio"])
 
@@ -145,21 +118,17 @@ async def test_what_is_no_http_gets_400_and_the_connection_is_closed() -> None:
 
 
 @on_every_loop
-def test_the_log_and_the_client_agree_on_every_stamp(new_loop: NewLoop) -> None:
-    async def main() -> None:
-        async with running(first_token_ms=60, gap_ms=5, tokens=5) as server:
-            got = await ask(server, {"X-Request-Id": "r-1"})
-            [truth] = await logged(server, 1)
-        assert truth.request_id == "r-1" and truth.tokens == 5 and truth.fault is None
-        assert truth.first_token_ns and truth.last_token_ns and truth.done_ns and truth.max_late_ns is not None
-        assert got.sent_ns <= truth.received_ns <= got.arrival_of(b'"role"')
-        assert truth.received_ns + 60 * MS <= truth.first_token_ns <= got.arrival_of(FIRST_CONTENT)
-        assert truth.received_ns + 80 * MS <= truth.last_token_ns <= truth.done_ns <= got.arrival_of(rb"\[DONE\]")
-        assert truth.first_token_ns <= truth.received_ns + 60 * MS + truth.max_late_ns
-        assert truth.last_token_ns <= truth.received_ns + 80 * MS + truth.max_late_ns
-
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(main())
+async def test_the_log_and_the_client_agree_on_every_stamp() -> None:
+    async with running(first_token_ms=60, gap_ms=5, tokens=5) as server:
+        got = await ask(server, {"X-Request-Id": "r-1"})
+        [truth] = await logged(server, 1)
+    assert truth.request_id == "r-1" and truth.tokens == 5 and truth.fault is None
+    assert truth.first_token_ns and truth.last_token_ns and truth.done_ns and truth.max_late_ns is not None
+    assert got.sent_ns <= truth.received_ns <= got.arrival_of(b'"role"')
+    assert truth.received_ns + 60 * MS <= truth.first_token_ns <= got.arrival_of(FIRST_CONTENT)
+    assert truth.received_ns + 80 * MS <= truth.last_token_ns <= truth.done_ns <= got.arrival_of(rb"\[DONE\]")
+    assert truth.first_token_ns <= truth.received_ns + 60 * MS + truth.max_late_ns
+    assert truth.last_token_ns <= truth.received_ns + 80 * MS + truth.max_late_ns
 
 
 async def test_the_role_chunk_comes_at_receipt_and_long_before_the_first_token() -> None:
@@ -225,27 +194,23 @@ async def test_shared_by_two_it_takes_each_twice_as_long() -> None:
 
 
 @on_every_loop
-def test_the_pacer_calls_in_order_and_never_early(new_loop: NewLoop) -> None:
-    async def main(loop_timer: bool) -> None:
-        loop = asyncio.get_running_loop()
-        pacer = Pacer(loop)
-        if loop_timer:  # as where there is no timerfd
-            pacer._alarm.close()
-            pacer._alarm = _LoopTimer(loop, pacer._run)
-        calls: list[tuple[int, int]] = []
-        done = asyncio.Event()
-        start_ns = perf_counter_ns()
-        for after_ms in (9, 3, 0, 6, 3):
-            pacer.call_at(start_ns + after_ms * MS, lambda due_ns: calls.append((due_ns, perf_counter_ns())))
-        pacer.call_at(start_ns + 12 * MS, lambda due_ns: done.set())
-        await done.wait()
-        pacer.close()
-        assert [(due_ns - start_ns) // MS for due_ns, _ in calls] == [0, 3, 3, 6, 9]
-        assert all(due_ns <= called_ns for due_ns, called_ns in calls)
-
-    for loop_timer in (False, True):
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(main(loop_timer))
+@pytest.mark.parametrize("loop_timer", [False, True], ids=["timerfd", "loop timer"])
+async def test_the_pacer_calls_in_order_and_never_early(loop_timer: bool) -> None:
+    loop = asyncio.get_running_loop()
+    pacer = Pacer(loop)
+    if loop_timer:  # as where there is no timerfd
+        pacer._alarm.close()
+        pacer._alarm = _LoopTimer(loop, pacer._run)
+    calls: list[tuple[int, int]] = []
+    done = asyncio.Event()
+    start_ns = perf_counter_ns()
+    for after_ms in (9, 3, 0, 6, 3):
+        pacer.call_at(start_ns + after_ms * MS, lambda due_ns: calls.append((due_ns, perf_counter_ns())))
+    pacer.call_at(start_ns + 12 * MS, lambda due_ns: done.set())
+    await done.wait()
+    pacer.close()
+    assert [(due_ns - start_ns) // MS for due_ns, _ in calls] == [0, 3, 3, 6, 9]
+    assert all(due_ns <= called_ns for due_ns, called_ns in calls)
 
 
 async def test_what_the_pacer_calls_may_fail_and_the_rest_is_still_called() -> None:

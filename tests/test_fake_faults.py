@@ -6,38 +6,12 @@ import asyncio
 import gzip
 import json
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-from array import array
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields
-from itertools import pairwise
-from pathlib import Path
-from time import perf_counter_ns
-from typing import Any
 
-import psutil
 import pytest
-import uvloop
-from click.testing import CliRunner
 
-from loadbench.engine.client import Client
-from loadbench.engine.exchange import Wire
-from loadbench.errors import UsageError
 from loadbench.outcomes import OUTCOMES, classify
-from loadbench.records import Prompt, Request
-from loadbench.target.fake import FakeServer, Script, Truth, serve
-from loadbench.target.fake_cli import fake_command
 from loadbench.target.fake_faults import FAULTS
-from loadbench.target.fake_pacer import Pacer, _LoopTimer
-from loadbench.target.fake_script import script_from, script_from_file
-
 from tests.raw import MS, ask, faulty, holds, is_answering, logged, running
-
 
 on_every_loop = pytest.mark.asyncio(loop_factories=["fast", "asyncio"])
 
@@ -163,19 +137,13 @@ async def test_truncated_ends_cleanly_without(name: str, contents: int, finish_r
     ("name", "contents", "was_reset"),
     [("connection_lost", 3, True), ("connection_lost_close", 3, False), ("connection_lost_early", 0, True)],
 )
-def test_a_lost_connection_is_reset_or_closed_in_the_middle(
-    new_loop: NewLoop, name: str, contents: int, was_reset: bool
-) -> None:
-    async def main() -> None:
-        async with running() as server:
-            got, whole = await faulty(server, name), await faulty(server, name, stream=False)
-        assert (len(got.contents) if got.raw else 0, got.was_reset) == (contents, was_reset)
-        assert not got.ended_as_framed
-        promised = re.search(r"Content-Length: (\d+)", whole.head)
-        assert promised is None or len(whole.body) < int(promised[1])
-
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(main())
+async def test_a_lost_connection_is_reset_or_closed_in_the_middle(name: str, contents: int, was_reset: bool) -> None:
+    async with running() as server:
+        got, whole = await faulty(server, name), await faulty(server, name, stream=False)
+    assert (len(got.contents) if got.raw else 0, got.was_reset) == (contents, was_reset)
+    assert not got.ended_as_framed
+    promised = re.search(r"Content-Length: (\d+)", whole.head)
+    assert promised is None or len(whole.body) < int(promised[1])
 
 
 async def test_after_so_many_requests_nobody_listens_and_the_last_is_still_answered() -> None:

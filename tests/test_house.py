@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "loadbench"
 ROOMS = ("scenario", "target", "engine", "analysis", "report")
-PLAIN = {"records", "outcomes", "errors", "files", "hdr"}
+PLAIN = {"records", "outcomes", "errors", "files", "hdr", "platform"}
 ABOVE = {"runner", "progress", "cli", "__main__"}
 
 DOORS = {

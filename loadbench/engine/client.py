@@ -21,8 +21,8 @@ import httptools
 import orjson
 
 from loadbench.engine.exchange import BODY_LIMIT_BYTES, Exchange, Wire
-from loadbench.engine.platform import acknowledge_always, acknowledge_at_once
 from loadbench.engine.sse import readable
+from loadbench.platform import acknowledge_always, acknowledge_at_once
 from loadbench.records import Request, Sample
 
 GRACE_NS = 1_000_000_000

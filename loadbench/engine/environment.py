@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from loadbench import __version__
-from loadbench.engine.platform import loop_name
+from loadbench.platform import loop_name
 
 PACKAGES = ("aiohttp", "foundry-local-sdk", "httptools", "numpy", "orjson", "psutil")
 

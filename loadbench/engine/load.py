@@ -24,8 +24,8 @@ PAUSE_AFTER_LOSS_NS = 100_000_000
 class Clock:
     """The run's clock: nanoseconds since its zero. Tests put a virtual one in its place."""
 
-    def __init__(self) -> None:
-        self.origin_ns = perf_counter_ns()
+    def __init__(self, origin_ns: int | None = None) -> None:
+        self.origin_ns = perf_counter_ns() if origin_ns is None else origin_ns
 
     def now_ns(self) -> int:
         return perf_counter_ns() - self.origin_ns
@@ -44,12 +44,16 @@ class Sender(Protocol):
 
 
 class Issuing:
-    """Whether a level still starts requests; ``reason``: why it stopped (duration, requests, schedule, or as told)."""
+    """Whether a level still starts requests; ``reason``: why it stopped (duration, requests, schedule, or as told).
 
-    def __init__(self, level: Level, clock: Clock) -> None:
+    It is shard ``index`` of ``count``: its requests are numbered so that no two shards use a number twice.
+    """
+
+    def __init__(self, level: Level, clock: Clock, start_ns: int | None = None, index: int = 0, count: int = 1) -> None:
         self.level = level
         self.clock = clock
-        self.start_ns = clock.now_ns()
+        self.start_ns = clock.now_ns() if start_ns is None else start_ns
+        self.index, self.count = index, count
         self.end_ns = None if level.duration_s is None else self.start_ns + int(level.duration_s * 1e9)
         self.issued = 0
         self.reason: str | None = None
@@ -68,7 +72,7 @@ class Issuing:
         return self.reason is None
 
     def next_request(self, prompts: Iterator[Prompt], due_ns: int, user: int | None = None) -> Request:
-        request = Request(self.issued, next(prompts), due_ns, user)
+        request = Request(self.issued * self.count + self.index, next(prompts), due_ns, user)
         self.issued += 1
         return request
 
@@ -159,7 +163,7 @@ async def run_level(
     """Run one level to its end: issue, stop, drain, and abort what is unfinished then. Returns why issuing stopped."""
     load = issuing.level.load
     if isinstance(load, Closed):
-        work = closed(issuing, sender, prompts, range(load.concurrency))
+        work = closed(issuing, sender, prompts, range(issuing.index, load.concurrency, issuing.count))
     else:
         work = open_(issuing, sender, prompts, schedule_ns)
     issuer = asyncio.create_task(work)

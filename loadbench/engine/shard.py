@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,30 +20,84 @@ from loadbench.engine.exchange import Wire
 from loadbench.engine.load import Clock, Issuing, run_level
 from loadbench.engine.pulse import Pulse
 from loadbench.engine.recorder import Recorder
+from loadbench.hdr import Hdr
 from loadbench.records import Closed, Level, Prompt, Request, Sample
+from loadbench.scenario.arrivals import schedule
+from loadbench.scenario.prompts import PromptMix
 
 TICK_NS = 1_000_000_000
 
 
+@dataclass
+class Counters:
+    """A level so far: what the live view and the telemetry show."""
+
+    in_flight: int = 0
+    issued: int = 0
+    attempted: int = 0
+    chunks: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    ttft: Hdr = field(default_factory=Hdr)
+    e2e: Hdr = field(default_factory=Hdr)
+
+    @property
+    def ended(self) -> int:
+        return self.outcomes.total()
+
+    def add(self, other: Counters) -> None:
+        """Count the other's too."""
+        self.in_flight += other.in_flight
+        self.issued += other.issued
+        self.attempted += other.attempted
+        self.chunks += other.chunks
+        self.outcomes += other.outcomes
+        self.ttft.merge(other.ttft)
+        self.e2e.merge(other.e2e)
+
+    def as_json(self) -> dict[str, Any]:
+        plain = {"in_flight": self.in_flight, "issued": self.issued, "attempted": self.attempted, "chunks": self.chunks}
+        return {**plain, "outcomes": self.outcomes, "ttft": self.ttft.encode(), "e2e": self.e2e.encode()}
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> Counters:
+        histograms = {name: Hdr.decode(said[name]) for name in ("ttft", "e2e")}
+        return cls(**{**said, "outcomes": Counter(said["outcomes"]), **histograms})
+
+
 class Shard:
-    """Sends and records. ``read_target_rss`` gives the target's resident bytes, None where they cannot be known."""
+    """Sends and records its part of a run: number ``index`` of ``count``.
+
+    ``read_target_rss`` gives the target's resident bytes, None where they cannot be known. ``failure`` says what makes
+    the run invalid, ``start_ns`` when the level that is being measured began.
+    """
 
     def __init__(
-        self, folder: Path, clock: Clock, started_wall_ns: int, read_target_rss: Callable[[], int | None]
+        self,
+        folder: Path,
+        clock: Clock,
+        started_wall_ns: int,
+        read_target_rss: Callable[[], int | None],
+        index: int = 0,
+        count: int = 1,
     ) -> None:
         self.clock = clock
         self.recorder = Recorder(folder, started_wall_ns, self._on_disk_failure)
         self.pulse = Pulse()
         self.phase = "idle"
         self.level: Level | None = None
-        self.issuing: Issuing | None = None
+        self.start_ns: int | None = None
+        self.reason: str | None = None
+        self.stop_reason: str | None = None
+        self.failure: str | None = None
         self.in_flight = 0
         self.target_rss: int | None = None
         self.target_rss_peak: int | None = None
-        self.client: Client | None = None
-        self.stop_reason: str | None = None
+        self.e2e_s: float | None = None
+        self._client: Client | None = None
+        self._issuing: Issuing | None = None
+        self.issue_end_ns = 0
+        self._place = (index, count)
         self._read_target_rss = read_target_rss
-        self._e2e_s: float | None = None
         self._ticker: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Shard:
@@ -54,95 +111,128 @@ class Shard:
         if self._ticker is not None:
             self._ticker.cancel()
         self.pulse.stop()
-        if self.client is not None:
-            self.client.close()
+        if self._client is not None:
+            self._client.close()
         self.recorder.close()
 
     def talk_to(self, wire: Wire) -> None:
         """From now on requests go there."""
-        if self.client is not None:
-            self.client.close()
-        self.client = Client(wire, self.clock.origin_ns, self.recorder.gaps)
+        if self._client is not None:
+            self._client.close()
+        self._client = Client(wire, self.clock.origin_ns, self.recorder.gaps)
 
     def stop(self, reason: str) -> None:
         """Start nothing any more, in this level or a later one."""
         self.stop_reason = self.stop_reason or reason
-        if self.issuing is not None:
-            self.issuing.stop(reason)
+        if self._issuing is not None:
+            self._issuing.stop(reason)
 
     # the Sender of the load loops
 
     async def send(self, request: Request) -> Sample:
-        assert self.client is not None
+        assert self._client is not None
         self.in_flight += 1
         self.recorder.attempted += 1
         try:
-            sample = await self.client.send(request, level=self.level.index if self.level else -1, phase="load")
+            sample = await self._client.send(request, level=self.level.index if self.level else -1, phase="load")
         finally:
             self.in_flight -= 1
         self.recorder.add(sample)
         return sample
 
     def drop(self, request: Request) -> None:
-        assert self.client is not None and self.level is not None
+        assert self._client is not None and self.level is not None
         self.recorder.attempted += 1
-        self.recorder.add(self.client.unsent(request, self.level.index, "dropped"))
+        self.recorder.add(self._client.unsent(request, self.level.index, "dropped"))
 
     def abort(self) -> None:
-        if self.client is not None:
-            self.client.abort("censored", "unfinished when the drain ended")
+        if self._client is not None:
+            self._client.abort("censored", "unfinished when the drain ended")
 
     async def one(self, prompt: Prompt, phase: str, level: int) -> Sample:
         """One request outside the load: a canary or a warm-up."""
-        assert self.client is not None
+        assert self._client is not None
         self.phase = phase
-        sample = await self.client.send(Request(prompt.index, prompt, self.clock.now_ns()), level=level, phase=phase)
+        sample = await self._client.send(Request(prompt.index, prompt, self.clock.now_ns()), level=level, phase=phase)
         self.recorder.add(sample)
         if sample.outcome == "ok" and sample.sent_ns is not None and sample.last_token_ns is not None:
-            self._e2e_s = (sample.last_token_ns - sample.sent_ns) / 1e9
+            self.e2e_s = (sample.last_token_ns - sample.sent_ns) / 1e9
         self.phase = "idle"
         return sample
 
+    async def prepare(self, level: Level) -> None:
+        """Open the connections that the level will want, so that none is set up inside it."""
+        assert self._client is not None
+        await self._client.open(self._connections_for(level))
+
     async def measure(
-        self, level: Level, prompts: Iterator[Prompt], schedule_ns: Iterator[int], drain_s: float
+        self, level: Level, mix: PromptMix, drain_s: float, start_ns: int | None = None
     ) -> dict[str, Any]:
-        """Run one level; returns the client's facts about it (``level_end.client``)."""
-        client = self.client
+        """Run this shard's part of a level; returns the client's facts about it (``level_end.client``).
+
+        The prompts and, in open loop, the schedule are the whole level's, drawn from its seed; a shard takes every
+        ``count``-th of them. All shards of a level start at the same ``start_ns`` of their common clock.
+        """
+        client = self._client
         assert client is not None
-        await client.open(self._connections_for(level))
+        await self.prepare(level)
+        index, count = self._place
+        prompts = islice(mix.draw(level.seed), index, None, count)
+        due = iter(()) if isinstance(level.load, Closed) else schedule(level.load, None, None, level.seed)
         opened_before = client.connections_opened
         self.level, self.target_rss_peak = level, self.target_rss
         self.pulse.begin()
-        self.issuing = issuing = Issuing(level, self.clock)
+        self._issuing = issuing = Issuing(level.share(index, count), self.clock, start_ns, index, count)
+        self.start_ns, self.phase = issuing.start_ns, "load"
         self.recorder.begin_level(level.index, issuing.start_ns)
         self.recorder.event(issuing.start_ns, "level_start", level=level.index)
-        self.phase = "load"
         try:
-            await run_level(issuing, self, prompts, schedule_ns, drain_s=drain_s, on_issue_end=self._on_issue_end)
+            self.reason = await run_level(
+                issuing,
+                self,
+                prompts,
+                islice(due, index, None, count),
+                drain_s=drain_s,
+                on_issue_end=self._on_issue_end,
+            )
         finally:
-            self.phase = "idle"
             await self.recorder.close_interval(self.clock.now_ns())
-            self.issuing = None
+            self.start_ns, self._issuing, self.phase = None, None, "idle"
         facts = self.pulse.facts()
-        facts |= {
+        return facts | {
             "new_connections": client.connections_opened - opened_before,
             "connections_opened_before": opened_before,
         }
-        return facts
+
+    def counters(self) -> Counters:
+        """The level so far."""
+        recorder, issuing = self.recorder, self._issuing
+        return Counters(
+            self.in_flight,
+            issuing.issued if issuing is not None else recorder.attempted,
+            recorder.attempted,
+            recorder.chunks,
+            recorder.outcomes,
+            recorder.ttft,
+            recorder.e2e,
+        )
 
     def _connections_for(self, level: Level) -> int:
         """How many streams the level will want at once; in open loop by Little's law, twice over."""
+        index, count = self._place
         if isinstance(level.load, Closed):
-            return level.load.concurrency
-        expected = math.ceil(2 * level.load.rate_per_s * (self._e2e_s or 1.0)) + 4
-        return min(expected, 1024, level.max_in_flight or expected, level.requests or expected)
+            return len(range(index, level.load.concurrency, count))
+        share = level.share(index, count)
+        expected = math.ceil(2 * level.load.rate_per_s / count * (self.e2e_s or 1.0)) + 4
+        return min(expected, 1024, share.max_in_flight or expected, share.requests or expected)
 
     def _on_issue_end(self, reason: str) -> None:
         assert self.level is not None
-        self.phase = "drain"
-        self.recorder.event(self.clock.now_ns(), "issue_end", level=self.level.index, reason=reason)
+        self.phase, self.issue_end_ns = "drain", self.clock.now_ns()
+        self.recorder.event(self.issue_end_ns, "issue_end", level=self.level.index, reason=reason)
 
     def _on_disk_failure(self, error: OSError) -> None:
+        self.failure = f"the results cannot be written: {error.strerror}"
         self.stop("disk_failure")
 
     async def _tick_every_second(self) -> None:
@@ -161,18 +251,18 @@ class Shard:
         return self.target_rss
 
     def _tick(self) -> None:
-        recorder = self.recorder
         in_level = self.phase in ("load", "drain") and self.level is not None
-        recorder.event(
+        counters = self.counters()
+        self.recorder.event(
             self.clock.now_ns(),
             "tick",
             level=self.level.index if in_level and self.level else None,
             phase=self.phase,
-            in_flight=self.in_flight,
-            attempted=recorder.attempted,
-            ended=recorder.ended,
-            ok=recorder.outcomes["ok"],
-            chunks=recorder.chunks,
+            in_flight=counters.in_flight,
+            attempted=counters.attempted,
+            ended=counters.ended,
+            ok=counters.outcomes["ok"],
+            chunks=counters.chunks,
             target_rss_bytes=self.read_target_rss(),
             client_rss_bytes=self.pulse.rss_bytes(),
             client_cpu_s=round(self.pulse.cpu_s(), 3),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loadbench.records import Closed
 from loadbench.report.escape import plain
 from loadbench.report.words import clock, load_title
 from loadbench.scenario.load import Loaded
@@ -37,7 +38,8 @@ def print_plan(loaded: Loaded, stream: TextIO | None = None) -> None:
         )
     console.print(table)
     known = f"about {clock(plan.estimated_s)}" if plan.estimated_s else "unknown"
-    more = "; levels bounded by requests alone take as long as the target does" if plan.open_ended else ""
+    open_ended = plan.open_ended or any(_may_go_on(row) for row in plan.levels)
+    more = "; levels bounded by a number of requests take as long as the target does" if open_ended else ""
     warm = f", {plan.warmup_requests} warm-up requests" if plan.warmup_requests else ""
     console.print(Text(f"{len(plan.levels)} levels{warm}; time {known} plus starting, loading and draining{more}."))
     console.print(Text(f"At the very most {clock(plan.at_most_s)}, if every request runs into its deadline."))
@@ -52,9 +54,16 @@ def _requests(row: LevelPlan) -> str:
         return f"at most {row.level.requests:,}"
     expected = row.expected_requests
     if expected is None or math.isinf(expected):
-        return "as many as it answers"
+        return f"at least {row.level.min_requests:,}" if row.level.min_requests else "as many as it answers"
     return f"{expected:,.0f}" if row.level.requests is not None else f"about {expected:,.0f}"
 
 
 def _time(row: LevelPlan) -> str:
-    return "as long as it takes" if row.issuing_s is None else clock(row.issuing_s)
+    if row.issuing_s is None:
+        return "as long as it takes"
+    return f"{'from ' if _may_go_on(row) else ''}{clock(row.issuing_s)}"
+
+
+def _may_go_on(row: LevelPlan) -> bool:
+    """A closed loop goes on past its duration until its least number of requests is issued."""
+    return isinstance(row.level.load, Closed) and row.level.min_requests > 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 import orjson
 
 from loadbench.errors import UsageError
+from loadbench.platform import loop_factory
 from loadbench.target.fake_answer import Ask, error_body, reply
 from loadbench.target.fake_faults import HONEST, End, Fault
 from loadbench.target.fake_flavours import CHAT, FLAVOURS, Shelf
@@ -93,6 +93,11 @@ class FakeServer:
         """The URL that a client is given, up to ``/v1``."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.script.prefix}/v1"
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether the one stall of the whole server (``stall_at_s``) is on."""
+        return self._held is not None
 
     async def listen(self, host: str, port: int) -> None:
         """Bind. Raises UsageError where that cannot be."""
@@ -338,7 +343,7 @@ def run_fake(
                 await stop.wait()
         await server.close()
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main())
 
 
@@ -354,14 +359,6 @@ def _set_when_told(stop: asyncio.Event, until_stdin_closes: bool) -> None:
 
     if until_stdin_closes:
         threading.Thread(target=watch_stdin, daemon=True).start()
-
-
-def _loop_factory() -> Any:
-    """The fastest event loop that is installed."""
-    try:
-        return importlib.import_module("winloop" if sys.platform == "win32" else "uvloop").new_event_loop
-    except ImportError:
-        return None
 
 
 def _is_loopback(host: str) -> bool:

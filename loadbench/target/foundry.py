@@ -21,6 +21,7 @@ from typing import Any, Self
 import psutil
 
 from loadbench.errors import TargetError, UsageError
+from loadbench.platform import apart
 
 START_TIMEOUT_S = 60.0  # it takes 0.2 s; a cold disk and a virus scanner take longer
 STOP_TIMEOUT_S = 5.0  # it ends within milliseconds; after this it is killed
@@ -146,9 +147,6 @@ def _spawn(log: Path) -> subprocess.Popen[bytes]:
 
     Called in the event loop's thread, since Linux ends the child with the thread that started it, not with the process.
     """
-    flags = 0
-    if sys.platform == "win32":
-        flags = subprocess.CREATE_NEW_PROCESS_GROUP
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "loadbench.target.foundry_child"],
@@ -157,8 +155,7 @@ def _spawn(log: Path) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=output,
             env=os.environ | QUIET,
-            start_new_session=True,  # Windows knows no sessions, and ignores it
-            creationflags=flags,
+            **apart(),
         )
 
 

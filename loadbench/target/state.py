@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loadbench.platform import describe_exit
 from loadbench.records import Sample
 
 DEAD = frozenset({"crashed", "wedged", "unreachable", "oom_killed"})
@@ -55,13 +55,3 @@ def judge(seen: Evidence) -> tuple[str, list[str]]:
     if seen.answers_status is False:
         return "unreachable", [*words, "its status route does not answer"]
     return "degraded", words
-
-
-def describe_exit(code: int) -> str:
-    """An exit code in words; negative ones are signals, as Python's subprocess reports them."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from loadbench.errors import TargetError, UsageError
+from loadbench.platform import describe_exit
 from loadbench.records import Sample
 from loadbench.target.endpoint import Endpoint, discover
 from loadbench.target.foundry import EmbeddedFoundry, cache_dir
 from loadbench.target.memory import ProcessTree
 from loadbench.target.models import Resolved, ensure_loaded, resolve, unload
-from loadbench.target.state import Evidence, describe_exit, judge
+from loadbench.target.state import Evidence, judge
 from loadbench.target.synthetic import SYNTHETIC
 from loadbench.target.synthetic import ensure as ensure_synthetic
 

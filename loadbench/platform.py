@@ -1,4 +1,4 @@
-"""What differs between operating systems on the sending side: the event loop, quick acknowledgements, open files.
+"""What differs between operating systems: event loop, child processes, quick acknowledgements, open files.
 
 Linux is run here; the Windows and macOS sides are written from their documentation.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.metadata
+import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -20,10 +22,11 @@ _TCP_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux
 
 def run_in_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run the program in the fastest event loop there is: uvloop, on Windows winloop, else asyncio's own."""
-    return asyncio.Runner(loop_factory=_loop_factory()).run(main)
+    return asyncio.Runner(loop_factory=loop_factory()).run(main)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the fastest event loop that is installed; None: asyncio's own."""
     try:
         module = importlib.import_module("winloop" if sys.platform == "win32" else "uvloop")
     except ImportError:
@@ -69,3 +72,20 @@ def raise_open_file_limit() -> None:
         wanted = 1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16)
         if soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def apart() -> dict[str, Any]:
+    """Keywords that start a process out of reach of the terminal's Ctrl-C: it has to work until we have drained."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words; negative ones are signals, as Python's subprocess reports them."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

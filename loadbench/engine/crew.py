@@ -1,0 +1,201 @@
+"""Several load processes that look like one shard: each sends its part of every level, all start at one moment.
+
+The canary, the warm-up and the run's telemetry stay with this process, which sends no load of its own. A worker that
+dies makes the run invalid; what it had measured is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from loadbench.engine.exchange import Wire
+from loadbench.engine.load import Clock
+from loadbench.engine.shard import Counters, Shard
+from loadbench.platform import apart, describe_exit
+from loadbench.records import Level
+from loadbench.scenario.prompts import PromptMix
+
+HEAD_START_NS = 200_000_000
+"""Between the order to measure and the moment at which all start: orders arrive within a few ms."""
+
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 5.0
+
+
+class Crew(Shard):
+    """A `Shard` whose load is sent by ``count`` processes. ``orders`` is what each needs to know besides its number."""
+
+    def __init__(
+        self,
+        folder: Path,
+        clock: Clock,
+        started_wall_ns: int,
+        read_target_rss: Callable[[], int | None],
+        workers: int,
+        orders: Mapping[str, Any],
+    ) -> None:
+        super().__init__(folder, clock, started_wall_ns, read_target_rss)
+        common = {"origin_ns": clock.origin_ns, "started_wall_ns": started_wall_ns, "count": workers, **orders}
+        self._orders = [
+            {**common, "index": index, "folder": str(folder / "shards" / str(index))} for index in range(workers)
+        ]
+        for order in self._orders:
+            Path(order["folder"]).mkdir(parents=True)
+        self._workers: list[_Worker] = []
+        self._wire: dict[str, Any] = {}
+
+    async def __aenter__(self) -> Crew:
+        await super().__aenter__()
+        for order in self._orders:
+            self._workers.append(await _Worker.start(order, self._on_death))
+        await self._all_say("ready")
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await asyncio.gather(*(worker.end() for worker in self._workers))
+        await super().__aexit__(*error)
+
+    def talk_to(self, wire: Wire) -> None:
+        super().talk_to(wire)
+        self._wire = asdict(wire)
+
+    def stop(self, reason: str) -> None:
+        super().stop(reason)
+        for worker in self._workers:
+            worker.tell(do="stop", reason=reason)
+
+    def counters(self) -> Counters:
+        """The sum of what the workers last said, at most a quarter of a second ago."""
+        total = Counters()
+        for worker in self._workers:
+            total.add(worker.counters)
+        return total
+
+    async def measure(
+        self, level: Level, mix: PromptMix, drain_s: float, start_ns: int | None = None
+    ) -> dict[str, Any]:
+        told = {"level": level.as_json()}
+        self._tell_all(do="talk_to", wire=self._wire, e2e_s=self.e2e_s)
+        self._tell_all(do="prepare", **told)
+        await self._all_say("ready")
+        self.level, self.target_rss_peak = level, self.target_rss
+        self.pulse.begin()
+        start_ns = self.clock.now_ns() + HEAD_START_NS
+        self.start_ns, self.phase = start_ns, "load"
+        for worker in self._workers:
+            worker.counters = Counters()
+        self.recorder.event(start_ns, "level_start", level=level.index)
+        self._tell_all(do="measure", drain_s=drain_s, start_ns=start_ns, **told)
+        said = await self._all_say("measured")
+        reasons = [answer["reason"] for answer in said]
+        self.reason = next((reason for reason in reasons if reason not in ("duration", "requests")), None) or (
+            reasons[0] if reasons else "worker_died"
+        )
+        if self.reason == "disk_failure":
+            self.failure = "a worker could not write its results"
+            self.stop("disk_failure")
+        issued_ns = max((answer["issue_end_ns"] for answer in said), default=self.clock.now_ns())
+        self.recorder.event(issued_ns, "issue_end", level=level.index, reason=self.reason)
+        self.start_ns, self.phase = None, "idle"
+        return self._client_facts([answer["client"] for answer in said])
+
+    def _client_facts(self, workers: list[dict[str, Any]]) -> dict[str, Any]:
+        """The crew's state over a level: costs are added up, of what harms a stamp the sickest worker's counts."""
+        worst = {"cpu_share", "loop_lag_p99_ns", "loop_lag_max_ns", "gc_pause_max_ns"}
+        facts = self.pulse.facts()
+        for name in facts.keys() & (worst | {"cpu_s", "gc_pauses", "rss_bytes"}):
+            values = [one[name] for one in (*workers, facts) if one[name] is not None]
+            facts[name] = (max(values) if name in worst else sum(values)) if values else None
+        for name in ("new_connections", "connections_opened_before"):
+            facts[name] = sum(one[name] for one in workers)
+        return facts | {"workers": workers}
+
+    def _tell_all(self, **order: Any) -> None:
+        for worker in self._workers:
+            worker.tell(**order)
+
+    async def _all_say(self, answer: str) -> list[dict[str, Any]]:
+        """One such answer of every worker that lives to give it."""
+        said = await asyncio.gather(*(worker.says(answer) for worker in self._workers))
+        return [one for one in said if one is not None]
+
+    def _on_death(self, index: int, code: int) -> None:
+        self.failure = self.failure or f"worker {index} died: {describe_exit(code)}"
+        self.stop("worker_died")
+
+
+class _Worker:
+    """One process of the crew, as seen from here. ``counters`` is what it last said of the level."""
+
+    def __init__(self, process: asyncio.subprocess.Process, index: int, on_death: Callable[[int, int], None]) -> None:
+        self.counters = Counters()
+        self._process = process
+        self._index = index
+        self._on_death = on_death
+        self._ending = False
+        self._answers: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._reader = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(cls, order: Mapping[str, Any], on_death: Callable[[int, int], None]) -> _Worker:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "loadbench.engine.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=1 << 22,
+            **apart(),
+        )
+        worker = cls(process, order["index"], on_death)
+        worker._write(order)
+        return worker
+
+    def tell(self, **order: Any) -> None:
+        self._write(order)
+
+    def _write(self, order: Mapping[str, Any]) -> None:
+        """Headers with a key go this way too: a pipe, and never an argument or the environment."""
+        assert self._process.stdin is not None
+        if self._process.returncode is None and not self._process.stdin.is_closing():
+            self._process.stdin.write(orjson.dumps(order) + b"\n")
+
+    async def says(self, answer: str) -> dict[str, Any] | None:
+        """Its next answer of that name; None where it died instead."""
+        while (said := await self._answers.get()) is not None:
+            if said["answer"] == answer:
+                return said
+        self._answers.put_nowait(None)  # it stays dead
+        return None
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        while line := await self._process.stdout.readline():
+            said = orjson.loads(line)
+            if "counters" in said:
+                self.counters = Counters.from_json(said["counters"])
+            if said["answer"] != "counters":
+                self._answers.put_nowait(said)
+        self._answers.put_nowait(None)
+        code = await self._process.wait()
+        if not self._ending:
+            self._on_death(self._index, code)
+
+    async def end(self) -> None:
+        """Let it close its files and go; by force if it does not."""
+        self._ending = True
+        self.tell(do="end")
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        await self._reader

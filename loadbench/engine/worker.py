@@ -1,0 +1,94 @@
+"""One of several load processes: a shard that takes its orders on stdin and answers on stdout, a JSON line each.
+
+``python -m loadbench.engine.worker``. Its part of a level is a pure function of the scenario, its number and how many
+there are; it never talks to the others. When stdin closes, whoever started it is gone and it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from loadbench.engine.exchange import Wire
+from loadbench.engine.load import Clock
+from loadbench.engine.shard import Shard
+from loadbench.platform import raise_open_file_limit, run_in_loop
+from loadbench.records import Level
+from loadbench.scenario.prompts import PromptMix
+from loadbench.scenario.schema import Scenario
+
+REPORT_S = 0.25
+"""How often the counters are told, for the live view: as often as that looks."""
+
+
+def tell(**answer: Any) -> None:
+    """One line to whoever started us; if nobody is there any more, end."""
+    try:
+        sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os._exit(1)
+
+
+async def serve(order: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> None:
+    """Carry out orders until told to end."""
+    raise_open_file_limit()
+    scenario = Scenario.model_validate(order["scenario"])
+    mix = PromptMix(scenario, Path(order["prompts"]), order["chars_per_token"])
+    clock, place = Clock(order["origin_ns"]), (order["index"], order["count"])
+    async with Shard(Path(order["folder"]), clock, order["started_wall_ns"], lambda: None, *place) as shard:
+        tell(answer="ready")
+        reporter = asyncio.create_task(_report(shard))
+        level: asyncio.Task[None] | None = None
+        while (line := await lines.get())["do"] != "end":
+            if line["do"] == "talk_to":
+                shard.talk_to(Wire(**line["wire"]))
+                shard.e2e_s = line["e2e_s"]
+            elif line["do"] == "prepare":
+                await shard.prepare(Level.from_json(line["level"]))
+                tell(answer="ready")
+            elif line["do"] == "measure":
+                level = asyncio.create_task(_measure(shard, mix, line))
+            elif line["do"] == "stop":
+                shard.stop(line["reason"])
+        if level is not None:
+            await level
+        reporter.cancel()
+
+
+async def _measure(shard: Shard, mix: PromptMix, line: dict[str, Any]) -> None:
+    level = Level.from_json(line["level"])
+    client = await shard.measure(level, mix, line["drain_s"], start_ns=line["start_ns"])
+    ended = {"reason": shard.reason, "issue_end_ns": shard.issue_end_ns}
+    tell(answer="measured", client=client, counters=shard.counters().as_json(), **ended)
+
+
+async def _report(shard: Shard) -> None:
+    while True:
+        await asyncio.sleep(REPORT_S)
+        if shard.start_ns is not None:
+            tell(answer="counters", counters=shard.counters().as_json())
+
+
+def _read(lines: asyncio.Queue[dict[str, Any]], loop: asyncio.AbstractEventLoop) -> None:
+    """In a thread of its own: a pipe as stdin is no socket, and Windows' loops read sockets only."""
+    for line in sys.stdin.buffer:
+        loop.call_soon_threadsafe(lines.put_nowait, orjson.loads(line))
+    os._exit(1)  # whoever started us is gone; what has ended is on disk
+
+
+async def main() -> None:
+    order = orjson.loads(sys.stdin.buffer.readline())
+    lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    threading.Thread(target=_read, args=(lines, asyncio.get_running_loop()), daemon=True).start()
+    await serve(order, lines)
+
+
+if __name__ == "__main__":
+    run_in_loop(main())
