@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from loadbench import __version__
-from loadbench.errors import LoadbenchError
+from loadbench.errors import LoadbenchError, UsageError
 
 INTERRUPTED = 130
 T = TypeVar("T")
@@ -86,9 +86,10 @@ def _load(options: dict[str, Any]) -> Any:
 @main.command()
 @_scenario_options
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the results; new or empty.")
+@click.option("--workers", metavar="N|auto", default="1", show_default=True, help="Load processes.")
 @click.option("--quiet", is_flag=True, help="Show nothing but errors and the last lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout, and nothing else there.")
-def run(out: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
+def run(out: Path | None, workers: str, quiet: bool, as_json: bool, **options: Any) -> None:
     """Run SCENARIO and report what happened.
 
     A bearer key for an endpoint comes from OPENAI_API_KEY or --header; it is sent and never stored. Ctrl-C once
@@ -108,6 +109,7 @@ def run(out: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
         out=out,
         command=_repeat_command(),
         headers={"Authorization": f"Bearer {key}"} if key else {},
+        workers=_workers(workers),
     )
     view = choose_view(quiet=quiet, keep=not sys.stdout.isatty())
     the_run = Run(order, view)
@@ -122,6 +124,15 @@ def run(out: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
 def report(directory: Path, quiet: bool, as_json: bool) -> None:
     """Make every number of DIRECTORY again from its samples, and show them. Exits as the run did."""
     raise SystemExit(_tell(directory, quiet=quiet, as_json=as_json))
+
+
+def _workers(text: str) -> int | None:
+    """``--workers``: None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise UsageError(f"--workers: expected auto or a number from 1 to 64, got {text}")
+    return int(text)
 
 
 def _tell(directory: Path, *, quiet: bool, as_json: bool) -> int:
@@ -144,6 +155,31 @@ def check(**options: Any) -> None:
     from loadbench.report.plan import print_plan
 
     print_plan(_load(options))
+
+
+@main.command()
+@click.argument("scenario", type=click.Path(path_type=Path), required=False)
+@click.option("--seconds", type=float, default=5.0, show_default=True, help="How long each of three trials goes on.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else there.")
+def calibrate(scenario: Path | None, seconds: float, as_json: bool) -> None:
+    """Measure what this machine's client can take, and how far its stamps are off, with the load of SCENARIO.
+
+    Runs the scripted endpoint beside it for some twenty seconds. The result is kept for this machine and version:
+    runs read it, and mark what it does not bear out.
+    """
+    import orjson
+
+    from loadbench.calibrate import calibrate as measure
+    from loadbench.report.calibration import print_calibration
+    from loadbench.report.live import choose_view
+
+    shape = None if scenario is None else _load({"scenario": scenario}).scenario
+    view = choose_view()
+    found = _run_in_loop(lambda: measure(shape, seconds, view), None)
+    if as_json:
+        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    else:
+        print_calibration(found)
 
 
 @main.command()

@@ -14,10 +14,12 @@ from typing import Any
 import orjson
 
 from loadbench import __version__
+from loadbench.calibrate import read_calibration
+from loadbench.engine.crew import Crew, workers_wanted
 from loadbench.engine.environment import environment
 from loadbench.engine.exchange import Wire
 from loadbench.engine.load import Clock
-from loadbench.engine.shard import Shard
+from loadbench.engine.merge import merge_shards
 from loadbench.errors import TargetError, UsageError
 from loadbench.files import write_whole
 from loadbench.platform import raise_open_file_limit
@@ -38,13 +40,17 @@ CANARY = Prompt("canary", 0, ({"role": "user", "content": "Say hello."},), 8)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the command line asks for besides the scenario. ``headers`` may hold a key and are never written."""
+    """What the command line asks for besides the scenario. ``headers`` may hold a key and are never written.
+
+    ``workers`` is the number of load processes, None: as many as the calibrated ceiling asks for.
+    """
 
     loaded: Loaded
     results: Path
     out: Path | None
     command: str
     headers: Mapping[str, str]
+    workers: int | None = 1
 
 
 class Run:
@@ -58,7 +64,7 @@ class Run:
         self.folder = _make_folder(order, self.started_wall_ns)
         self.facts: dict[str, Any] = {}
         self._watch = Watch(view, self.scenario.name, self.clock)
-        self._shard: Shard | None = None
+        self._crew: Crew | None = None
         self._measured = False
 
     def stop(self, reason: str) -> bool:
@@ -69,8 +75,8 @@ class Run:
         if not self._measured:
             return False
         self._watch.say("stopping: waiting for what is in flight (Ctrl-C again quits)")
-        if self._shard is not None:
-            self._shard.stop(reason)
+        if self._crew is not None:
+            self._crew.stop(reason)
         return True
 
     async def execute(self) -> str:
@@ -90,7 +96,7 @@ class Run:
             if target is not None:
                 await asyncio.shield(target.close())
         self._write(status, reason, ended=True)
-        if self._shard is not None and self._shard.stop_reason == "disk_failure":
+        if self._crew is not None and self._crew.stop_reason == "disk_failure":
             raise UsageError(f"{reason}; what was measured until then is kept")
         return status
 
@@ -118,17 +124,19 @@ class Run:
         levels = plan_levels(self.scenario, ids)
         self._describe(target, models, levels)
         self._watch.expect(levels, stream=self.scenario.request.stream)
-        shard = Shard(self.folder, self.clock, self.started_wall_ns, target.rss_bytes)
-        async with shard:
-            self._shard, self._watch.shard = shard, shard
+        death: str | None = None
+        async with Crew(self.folder, self.clock, self.started_wall_ns, target.rss_bytes) as crew:
+            self._crew, self._watch.shard = crew, crew
             for place, model in enumerate(models):
                 mine = [level for level in levels if level.model == model.id]
-                ended = await self._measure_model(target, shard, place, model, mine)
-                if ended is not None:
-                    return ended
-        return self._how_it_ended(shard)
+                death = await self._measure_model(target, crew, place, model, mine)
+                if death is not None or crew.stop_reason is not None:
+                    break
+        self._watch.say("putting the workers' files together" if crew.size > 1 else None)
+        merge_shards(self.folder, self.started_wall_ns)
+        return ("target_died", death) if death is not None else self._how_it_ended(crew)
 
-    def _how_it_ended(self, shard: Shard) -> tuple[str, str | None]:
+    def _how_it_ended(self, shard: Crew) -> tuple[str, str | None]:
         if shard.failure is not None:
             return "failed", shard.failure
         if shard.stop_reason is not None:
@@ -136,30 +144,42 @@ class Run:
         return "complete", None
 
     async def _measure_model(
-        self, target: Target, shard: Shard, place: int, model: Resolved, levels: list[Level]
-    ) -> tuple[str, str | None] | None:
-        """Load, try, warm up, and run the levels of one model; (status, reason) where the run ends with it."""
+        self, target: Target, shard: Crew, place: int, model: Resolved, levels: list[Level]
+    ) -> str | None:
+        """Load, try, warm up, and run the levels of one model; how the target died, where it did."""
         row = self.facts["models"][place]
         self._watch.say(f"loading {model.id}")
         model = await target.load(model)
         shard.talk_to(self._wire(target, model))
         mix = PromptMix(self.scenario, self.order.loaded.folder, 1.0 if row["synthetic"] else 4.0)
-        await self._try_out(shard, model, row, mix, levels[0].index)
+        last = await self._try_out(shard, model, row, mix, levels[0].index)
+        await self._hire(shard, levels, last)
         self._write("running", None)
         for level in levels:
             if shard.stop_reason is not None:
-                return self._how_it_ended(shard)
+                return None
             state, evidence = await self._measure_level(target, shard, mix, level)
             if state in DEAD:
-                return "target_died", f"{state} after level {level.index}: {'; '.join(evidence)}"
+                return f"{state} after level {level.index}: {'; '.join(evidence)}"
         if len(self.facts["models"]) > 1:
             await target.unload(model)  # two models must not share the memory
         return None
 
-    async def _try_out(self, shard: Shard, model: Resolved, row: dict[str, Any], mix: PromptMix, level: int) -> None:
-        """One canary, which says whether the model can be served at all, then the warm-up."""
+    async def _hire(self, shard: Crew, levels: list[Level], last: Sample) -> None:
+        """Start the load processes that ``--workers`` asks for; ``auto``: as many as the calibrated ceiling wants."""
+        workers = self.order.workers
+        if workers is None:
+            ceiling = (self.facts["calibration"] or {}).get("events_per_s")
+            workers = workers_wanted(levels, last, self.scenario.request.max_tokens, ceiling)
+        if shard.size == 1 and workers > 1:
+            self._watch.say(f"starting {workers} load processes")
+            await shard.hire(workers, self.scenario.public_json(), self.order.loaded.folder)
+        self.facts["workers"] = shard.size
+
+    async def _try_out(self, shard: Crew, model: Resolved, row: dict[str, Any], mix: PromptMix, level: int) -> Sample:
+        """One canary, which says whether the model can be served at all, then the warm-up; returns the last of it."""
         self._watch.say("sending a canary")
-        canary = await shard.one(CANARY, "canary", level)
+        canary = last = await shard.one(CANARY, "canary", level)
         if canary.outcome != "ok":
             found = canary.outcome + (f": {canary.detail}" if canary.detail else "")
             raise TargetError(f"{model.id} at {self.facts['endpoint']['url']}: a canary failed: {found}")
@@ -168,10 +188,11 @@ class Run:
         for number in range(self.scenario.warmup.requests):
             if shard.stop_reason is None:
                 self._watch.say(f"warm-up {number + 1} of {self.scenario.warmup.requests}")
-                await shard.one(next(draw), "warmup", level)
+                last = await shard.one(next(draw), "warmup", level)
         self._watch.say(None)
+        return last
 
-    async def _measure_level(self, target: Target, shard: Shard, mix: PromptMix, level: Level) -> tuple[str, list[str]]:
+    async def _measure_level(self, target: Target, shard: Crew, mix: PromptMix, level: Level) -> tuple[str, list[str]]:
         self._measured = True
         self._watch.begin(level)
         target.rss_bytes(relist=True)
@@ -220,8 +241,10 @@ class Run:
     # run.json
 
     def _describe(self, target: Target, models: list[Resolved], levels: tuple[Level, ...]) -> None:
+        machine = environment()
         self.facts = {
-            "environment": environment(),
+            "environment": machine,
+            "calibration": read_calibration(machine),
             "endpoint": target.facts(),
             "models": [
                 {

@@ -5,7 +5,7 @@ A million samples take seconds and some hundred megabytes: lines are parsed a bl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
 from pathlib import Path
@@ -110,8 +110,10 @@ def read(path: Path) -> RunData:
     """The run in this directory; UsageError where it is none."""
     facts = _facts(path)
     torn: dict[str, int] = {}
+    # Load processes write into folders of their own, which are merged at the end: not where a run was killed.
+    parts = [path, *sorted((path / "shards").glob("*"))]
     try:
-        samples, details = _samples(path / "samples.jsonl", torn)
+        samples, details = _samples([part / "samples.jsonl" for part in parts], torn)
         levels, last_event_ns = _telemetry(path / "telemetry.jsonl", torn)
     except KeyError as error:
         raise UsageError(f"{path}: expected {error} on every line of its JSON lines, found one without") from error
@@ -122,7 +124,7 @@ def read(path: Path) -> RunData:
         details=details,
         levels=levels,
         last_event_ns=last_event_ns,
-        gaps=_gaps(path / "histograms.hlog", torn),
+        gaps=_gaps([part / "histograms.hlog" for part in parts], torn),
         torn=torn,
     )
 
@@ -178,12 +180,12 @@ class _Words(dict[str | None, int]):
         return code
 
 
-def _samples(path: Path, torn: dict[str, int]) -> tuple[Samples, dict[tuple[int, str], str]]:
+def _samples(paths: Sequence[Path], torn: dict[str, int]) -> tuple[Samples, dict[tuple[int, str], str]]:
     words = _Words()
     parts: dict[str, list[npt.NDArray[Any]]] = {column: [np.empty(0, _dtype(column))] for column in COLUMNS}
     details: dict[tuple[int, str], str] = {}
     cells = itemgetter(*COLUMNS)
-    for rows in _records(path, torn):
+    for rows in (rows for path in paths for rows in _records(path, torn)):
         for column, values in zip(COLUMNS, zip(*map(cells, rows), strict=True), strict=False):
             numbers = map(words.__getitem__, values) if column in WORDS else values
             # numpy turns None into NaN.
@@ -218,14 +220,13 @@ def _telemetry(path: Path, torn: dict[str, int]) -> tuple[tuple[LevelEvents, ...
     return tuple(levels[index] for index in sorted(levels)), last_ns
 
 
-def _gaps(path: Path, torn: dict[str, int]) -> dict[tuple[int, str], Hdr]:
+def _gaps(paths: Sequence[Path], torn: dict[str, int]) -> dict[tuple[int, str], Hdr]:
     gaps: dict[tuple[int, str], Hdr] = {}
-    if not path.exists():
-        return gaps
-    reader = HlogReader(path, lambda tag: tag is not None and tag.startswith("gap."))
-    for interval in reader:
-        if parts := split_tag(interval.tag or ""):
-            gaps.setdefault((parts[2], parts[1]), Hdr()).merge(interval.hdr)
-    if reader.torn:
-        torn[path.name] = reader.torn
+    for path in (path for path in paths if path.exists()):
+        reader = HlogReader(path, lambda tag: tag is not None and tag.startswith("gap."))
+        for interval in reader:
+            if parts := split_tag(interval.tag or ""):
+                gaps.setdefault((parts[2], parts[1]), Hdr()).merge(interval.hdr)
+        if reader.torn:
+            torn[path.name] = torn.get(path.name, 0) + reader.torn
     return gaps

@@ -7,8 +7,10 @@ dies makes the run invalid; what it had measured is kept.
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,46 +21,54 @@ from loadbench.engine.exchange import Wire
 from loadbench.engine.load import Clock
 from loadbench.engine.shard import Counters, Shard
 from loadbench.platform import apart, describe_exit
-from loadbench.records import Level
+from loadbench.records import Closed, Level, Sample
 from loadbench.scenario.prompts import PromptMix
 
 HEAD_START_NS = 200_000_000
 """Between the order to measure and the moment at which all start: orders arrive within a few ms."""
 
+EVENTS_BESIDE_CONTENT = 4  # role, finish, usage, [DONE]
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
 
 
 class Crew(Shard):
-    """A `Shard` whose load is sent by ``count`` processes. ``orders`` is what each needs to know besides its number."""
+    """A `Shard` that can hire others to send its load; until it does, it sends by itself."""
 
     def __init__(
-        self,
-        folder: Path,
-        clock: Clock,
-        started_wall_ns: int,
-        read_target_rss: Callable[[], int | None],
-        workers: int,
-        orders: Mapping[str, Any],
+        self, folder: Path, clock: Clock, started_wall_ns: int, read_target_rss: Callable[[], int | None]
     ) -> None:
         super().__init__(folder, clock, started_wall_ns, read_target_rss)
-        common = {"origin_ns": clock.origin_ns, "started_wall_ns": started_wall_ns, "count": workers, **orders}
-        self._orders = [
-            {**common, "index": index, "folder": str(folder / "shards" / str(index))} for index in range(workers)
-        ]
-        for order in self._orders:
-            Path(order["folder"]).mkdir(parents=True)
+        self._folder = folder
+        self._started_wall_ns = started_wall_ns
         self._workers: list[_Worker] = []
         self._wire: dict[str, Any] = {}
 
-    async def __aenter__(self) -> Crew:
-        await super().__aenter__()
-        for order in self._orders:
+    @property
+    def size(self) -> int:
+        """How many processes send."""
+        return len(self._workers) or 1
+
+    async def hire(self, workers: int, scenario: Mapping[str, Any], prompts: Path) -> None:
+        """Start so many processes, once. ``scenario`` is the resolved one as JSON, ``prompts`` its folder."""
+        for index in range(workers):
+            folder = self._folder / "shards" / str(index)
+            folder.mkdir(parents=True)
+            order = {
+                "index": index,
+                "count": workers,
+                "folder": str(folder),
+                "origin_ns": self.clock.origin_ns,
+                "started_wall_ns": self._started_wall_ns,
+                "scenario": scenario,
+                "prompts": str(prompts),
+            }
             self._workers.append(await _Worker.start(order, self._on_death))
-        await self._all_say("ready")
-        return self
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await self._all_say("ready")
 
     async def __aexit__(self, *error: Any) -> None:
+        """Send the workers home, then close our own files."""
         await asyncio.gather(*(worker.end() for worker in self._workers))
         await super().__aexit__(*error)
 
@@ -73,6 +83,8 @@ class Crew(Shard):
 
     def counters(self) -> Counters:
         """The sum of what the workers last said, at most a quarter of a second ago."""
+        if not self._workers:
+            return super().counters()
         total = Counters()
         for worker in self._workers:
             total.add(worker.counters)
@@ -81,8 +93,10 @@ class Crew(Shard):
     async def measure(
         self, level: Level, mix: PromptMix, drain_s: float, start_ns: int | None = None
     ) -> dict[str, Any]:
+        if not self._workers:
+            return await super().measure(level, mix, drain_s, start_ns)
         told = {"level": level.as_json()}
-        self._tell_all(do="talk_to", wire=self._wire, e2e_s=self.e2e_s)
+        self._tell_all(do="talk_to", wire=self._wire, e2e_s=self.e2e_s, chars_per_token=mix.chars_per_token)
         self._tell_all(do="prepare", **told)
         await self._all_say("ready")
         self.level, self.target_rss_peak = level, self.target_rss
@@ -199,3 +213,22 @@ class _Worker:
             self._process.kill()
             await self._process.wait()
         await self._reader
+
+
+def workers_wanted(levels: Sequence[Level], last: Sample, max_tokens: int, events_per_s: float | None) -> int:
+    """How many processes keep each below half of its calibrated ceiling, at the most one less than there are cores.
+
+    In closed loop every user streams as fast as the ``last`` warm-up request did; in open loop every answer has
+    ``max_tokens``. One, where there is no calibration to say that more are needed.
+    """
+    if events_per_s is None:
+        return 1
+    streaming_ns = (last.last_token_ns or 0) - (last.first_token_ns or 0)
+    per_user_s = last.chunks / streaming_ns * 1e9 if streaming_ns > 0 else 0.0
+    wanted = max(
+        level.load.concurrency * per_user_s
+        if isinstance(level.load, Closed)
+        else level.load.rate_per_s * (max_tokens + EVENTS_BESIDE_CONTENT)
+        for level in levels
+    )
+    return max(1, min(math.ceil(wanted / (events_per_s / 2)), (os.cpu_count() or 2) - 1))

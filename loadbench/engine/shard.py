@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from loadbench.engine.client import Client
 from loadbench.engine.exchange import Wire
@@ -100,7 +100,7 @@ class Shard:
         self._read_target_rss = read_target_rss
         self._ticker: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Shard:
+    async def __aenter__(self) -> Self:
         self.pulse.start()
         self._ticker = asyncio.create_task(self._tick_every_second())
         return self
@@ -156,7 +156,7 @@ class Shard:
         sample = await self._client.send(Request(prompt.index, prompt, self.clock.now_ns()), level=level, phase=phase)
         self.recorder.add(sample)
         if sample.outcome == "ok" and sample.sent_ns is not None and sample.last_token_ns is not None:
-            self.e2e_s = (sample.last_token_ns - sample.sent_ns) / 1e9
+            self.e2e_s = max(self.e2e_s or 0.0, (sample.last_token_ns - sample.sent_ns) / 1e9)
         self.phase = "idle"
         return sample
 

@@ -39,8 +39,7 @@ def tell(**answer: Any) -> None:
 async def serve(order: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> None:
     """Carry out orders until told to end."""
     raise_open_file_limit()
-    scenario = Scenario.model_validate(order["scenario"])
-    mix = PromptMix(scenario, Path(order["prompts"]), order["chars_per_token"])
+    scenario, prompts = Scenario.model_validate(order["scenario"]), Path(order["prompts"])
     clock, place = Clock(order["origin_ns"]), (order["index"], order["count"])
     async with Shard(Path(order["folder"]), clock, order["started_wall_ns"], lambda: None, *place) as shard:
         tell(answer="ready")
@@ -49,6 +48,7 @@ async def serve(order: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> 
         while (line := await lines.get())["do"] != "end":
             if line["do"] == "talk_to":
                 shard.talk_to(Wire(**line["wire"]))
+                mix = PromptMix(scenario, prompts, line["chars_per_token"])
                 shard.e2e_s = line["e2e_s"]
             elif line["do"] == "prepare":
                 await shard.prepare(Level.from_json(line["level"]))
@@ -92,3 +92,4 @@ async def main() -> None:
 
 if __name__ == "__main__":
     run_in_loop(main())
+    os._exit(0)  # all files are closed, and the reading thread would be in Python's way
