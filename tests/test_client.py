@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -300,6 +301,18 @@ async def test_a_request_that_still_waits_for_its_connection_can_be_ended_too() 
     assert (sample.outcome, sample.detail) == ("censored", "unfinished when the drain ended")
     assert sample.sent_ns is None
     assert asked_ns <= ns(sample.done_ns) < asked_ns + 1000 * MS
+
+
+async def test_it_can_even_be_ended_in_the_moment_of_its_deadline() -> None:
+    loop, errors = asyncio.get_running_loop(), list[Any]()
+    loop.set_exception_handler(lambda loop, context: errors.append(context))
+    with unanswered() as port:
+        async with client_to(port, first_token_s=0.02) as client:
+            waiting = asyncio.create_task(ask(client))
+            loop.call_later(0.03, client.abort, "censored", "unfinished when the drain ended")
+            loop.call_soon(time.sleep, 0.1)  # then both are due in one turn of the loop
+            sample = await waiting
+    assert (sample.outcome, sample.sent_ns, errors) == ("censored", None, [])
 
 
 async def test_a_request_that_is_cancelled_takes_its_connection_with_it() -> None:

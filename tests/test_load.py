@@ -83,6 +83,13 @@ def test_the_valve_drops_what_would_exceed_it_and_says_so() -> None:
     assert len(dropped) == 10 and all(s.sent_ns is None for s in dropped)
 
 
+def test_the_valve_holds_when_requests_fall_due_together() -> None:
+    one = level(Open(5.0, "constant"), 2.0, max_in_flight=2)
+    world, _, _ = play(one, 1.0, due_s=iter([0.0] * 5))
+    assert world.most_in_flight == 2
+    assert sorted(s.outcome for s in world.samples) == ["dropped"] * 3 + ["ok"] * 2
+
+
 def test_a_target_that_is_gone_ends_the_level() -> None:
     world, issuing, ended_s = play(level(Closed(4), 1000.0), 0.001, outcome=lambda request: "connect_refused")
     assert issuing.reason == "target_died"

@@ -12,9 +12,12 @@ import pytest
 from loadbench.engine.load import Clock
 from loadbench.engine.shard import Shard
 from loadbench.outcomes import OUTCOMES
-from loadbench.records import Level, Open, Prompt, Sample
+from loadbench.records import Open, Sample
+from loadbench.scenario.prompts import PromptMix
+from loadbench.scenario.schema import Scenario
 from loadbench.target.fake_faults import FAULTS
 from tests.asking import ask, client_to, faking, wire_to
+from tests.virtual import level
 
 on_every_loop = pytest.mark.asyncio(loop_factories=["fast", "asyncio"])
 
@@ -79,19 +82,17 @@ async def test_a_failure_leaves_the_answers_beside_it_alone() -> None:
 
 @on_every_loop
 async def test_what_the_engine_itself_cuts_short_is_dropped_or_censored(tmp_path: Path) -> None:
-    level = Level(0, 0, "m:1", Open(200.0, "constant"), None, requests=8, min_requests=0, seed=1, max_in_flight=2)
-    prompt = Prompt("chat", 0, ({"role": "user", "content": "hello"},), 6)
+    mix = PromptMix(Scenario.model_validate({"prompts": [{"name": "chat", "text": "hello"}]}), tmp_path)
     async with (
         faking(faults=("total_deadline",)) as server,
         Shard(tmp_path, Clock(), time.time_ns(), lambda: None) as shard,
     ):
         shard.talk_to(wire_to(server.port))
-        due_ns = iter(range(0, 10**9, 5_000_000))
-        await shard.measure(level, iter(lambda: prompt, None), due_ns, drain_s=0.1)
+        await shard.measure(level(Open(200.0, "constant"), None, requests=8, max_in_flight=2), mix, drain_s=0.1)
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_bytes().splitlines()]
     dropped = [sample for sample in samples if sample["outcome"] == "dropped"]
     censored = [sample for sample in samples if sample["outcome"] == "censored"]
-    assert (len(samples), len(dropped), len(censored)) == (8, 6, 2)
+    assert dropped and censored and len(dropped) + len(censored) == len(samples) == 8
     assert all(sample["sent_ns"] is None and sample["first_token_ns"] is None for sample in dropped)
     assert all(sample["first_token_ns"] is not None and sample["done_ns"] is not None for sample in censored)
     assert {sample["detail"] for sample in censored} == {"unfinished when the drain ended"}

@@ -252,8 +252,6 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
         if exchange is None:  # nobody asked: whatever it is, it is not the answer to the next request
-            self.reusable = False
-            self._forget(self)
             self.abort()
             return
         self._now_ns = perf_counter_ns()
@@ -279,8 +277,6 @@ class _Connection(asyncio.Protocol):
                 self._rearm(GRACE_NS)
 
     def eof_received(self) -> bool | None:
-        self.reusable = False
-        self._forget(self)
         return None  # close: connection_lost tells the rest
 
     def connection_lost(self, error: Exception | None) -> None:

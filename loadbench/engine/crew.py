@@ -127,7 +127,7 @@ class Crew(Shard):
         for name in facts.keys() & (worst | {"cpu_s", "gc_pauses", "rss_bytes"}):
             values = [one[name] for one in (*workers, facts) if one[name] is not None]
             facts[name] = (max(values) if name in worst else sum(values)) if values else None
-        for name in ("new_connections", "connections_opened_before"):
+        for name in ("new_connections", "connections_opened_before", "in_flight_ns"):
             facts[name] = sum(one[name] for one in workers)
         return facts | {"workers": workers}
 
