@@ -5,7 +5,7 @@ Times are integer nanoseconds since the run began, on the monotonic clock; None 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 
@@ -76,14 +76,59 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Ramp:
+    """A rate that changes evenly over ``over_s`` seconds and stays at ``to_per_s`` after them."""
+
+    from_per_s: float
+    to_per_s: float
+    over_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A file of recorded requests, replayed ``speed`` times as fast.
+
+    ``requests`` of them lie within the stage's bounds, the last of these due ``length_s`` after the first.
+    ``timestamps`` is the unit of its numbers, ``s`` or ``ms``; None: what its columns say.
+    """
+
+    file: str
+    sha256: str
+    timestamps: str | None
+    speed: float
+    requests: int
+    length_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
-    """A schedule laid down beforehand at ``rate_per_s`` requests per second on average."""
+    """A schedule laid down beforehand at ``rate_per_s`` requests per second on average.
+
+    ``arrivals`` is constant, poisson, gamma (then with ``burstiness``) or trace (then with ``trace``). With ``ramp``
+    the rate changes, and ``rate_per_s`` is its mean over the ramp.
+    """
 
     rate_per_s: float
     arrivals: str = "poisson"
+    burstiness: float | None = None
+    ramp: Ramp | None = None
+    trace: Trace | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return {"kind": "open", "rate_per_s": self.rate_per_s, "arrivals": self.arrivals}
+        """Without what does not apply."""
+        return {"kind": "open"} | {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, load: dict[str, Any]) -> Open:
+        """The load that ``as_json`` wrote."""
+        ramp, trace = load.get("ramp"), load.get("trace")
+        return cls(
+            load["rate_per_s"],
+            load["arrivals"],
+            load.get("burstiness"),
+            None if ramp is None else Ramp(**ramp),
+            None if trace is None else Trace(**trace),
+        )
 
 
 Load = Closed | Open
@@ -91,8 +136,7 @@ Load = Closed | Open
 
 def load_from_json(load: dict[str, Any]) -> Load:
     """The load that ``as_json`` wrote."""
-    fields = {name: value for name, value in load.items() if name != "kind"}
-    return Closed(**fields) if load["kind"] == "closed" else Open(**fields)
+    return Closed(load["concurrency"]) if load["kind"] == "closed" else Open.from_json(load)
 
 
 @dataclass(frozen=True, slots=True)

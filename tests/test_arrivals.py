@@ -5,15 +5,51 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from loadbench.records import Open
+from loadbench.records import Open, Ramp
 from loadbench.scenario.arrivals import PROCESSES, schedule
 
 NS_PER_S = 1_000_000_000
+UP = Ramp(10.0, 90.0, 400.0)
+DOWN = Ramp(90.0, 10.0, 400.0)
+FROM_NOTHING = Ramp(0.0, 100.0, 400.0)
+
+
+def opened(rate_per_s: float, arrivals: str, burstiness: float = 0.5, ramp: Ramp | None = None) -> Open:
+    return Open(rate_per_s, arrivals, burstiness if arrivals == "gamma" else None, ramp)
+
+
+def ramped(ramp: Ramp, arrivals: str = "poisson") -> Open:
+    return opened((ramp.from_per_s + ramp.to_per_s) / 2, arrivals, ramp=ramp)
+
+
+def due_s(load: Open, duration_s: float | None, seed: int, requests: int | None = None) -> npt.NDArray[np.float64]:
+    return np.array(list(schedule(load, duration_s, requests, seed))) / NS_PER_S
+
+
+def expected_by(ramp: Ramp, moments_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The integral of the rate: how many requests a ramp has up to each moment, on average."""
+    slope = (ramp.to_per_s - ramp.from_per_s) / ramp.over_s
+    return ramp.from_per_s * moments_s + slope * moments_s**2 / 2
+
+
+ALL = [
+    Open(50.0, "constant"),
+    Open(50.0),
+    Open(50.0, "gamma", 0.2),
+    Open(50.0, "gamma", 5.0),
+    ramped(UP),
+    ramped(DOWN, "constant"),
+    ramped(FROM_NOTHING, "gamma"),
+]
+
+
+# Constant
 
 
 def test_constant_arrivals_have_exactly_the_rate_and_begin_at_once() -> None:
@@ -27,35 +63,106 @@ def test_constant_arrivals_do_not_drift_in_a_million() -> None:
     assert abs(next(due_ns) - 1_000_000 * NS_PER_S // 3) <= 1
 
 
+def test_constant_counts_are_not_dispersed_at_all() -> None:
+    assert np.bincount(due_s(Open(20.0, "constant"), 100, seed=3).astype(int)).var() == 0
+
+
+# Poisson
+
+
 def test_poisson_arrivals_come_at_the_rate() -> None:
     count = len(list(schedule(Open(200.0, "poisson"), duration_s=500, requests=None, seed=42)))
     assert count == pytest.approx(100_000, rel=0.005)
 
 
 def test_poisson_gaps_are_exponential_from_the_first_on() -> None:
-    due_ns = np.array(list(schedule(Open(50.0), duration_s=None, requests=20_000, seed=7)))
-    gaps_s = np.diff(due_ns, prepend=0) / NS_PER_S
+    gaps_s = np.diff(due_s(Open(50.0), None, seed=7, requests=20_000), prepend=0)
     assert stats.kstest(gaps_s, "expon", args=(0, 1 / 50)).pvalue > 0.01
 
 
 def test_poisson_counts_are_as_dispersed_as_their_mean() -> None:
-    due_ns = np.array(list(schedule(Open(20.0), duration_s=2000, requests=None, seed=3)))
-    per_second = np.bincount(due_ns // NS_PER_S, minlength=2000)
+    per_second = np.bincount(due_s(Open(20.0), 2000, seed=3).astype(int), minlength=2000)
     assert per_second.var() / per_second.mean() == pytest.approx(1, abs=0.1)
 
 
-def test_constant_counts_are_not_dispersed_at_all() -> None:
-    due_ns = np.array(list(schedule(Open(20.0, "constant"), duration_s=100, requests=None, seed=3)))
-    assert np.bincount(due_ns // NS_PER_S).var() == 0
+# Gamma
 
 
-@pytest.mark.parametrize("arrivals", PROCESSES)
-def test_a_schedule_ends_with_duration_or_requests_whichever_comes_first(arrivals: str) -> None:
-    load = Open(100.0, arrivals)
+@pytest.mark.parametrize("burstiness", [0.5, 1.0, 5.0])
+def test_gamma_gaps_have_the_shape_that_burstiness_says_and_keep_the_mean(burstiness: float) -> None:
+    gaps_s = np.diff(due_s(Open(50.0, "gamma", burstiness), None, seed=7, requests=20_000))
+    assert stats.kstest(gaps_s, stats.gamma(burstiness, scale=1 / (50 * burstiness)).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 4.0])
+def test_gamma_counts_are_dispersed_by_one_over_burstiness(burstiness: float) -> None:
+    load = Open(100.0, "gamma", burstiness)
+    counts = np.concatenate(
+        [np.bincount((due_s(load, 1000, seed) / 2).astype(int), minlength=500) for seed in range(4)]
+    )
+    assert counts.mean() == pytest.approx(200, rel=0.01)
+    assert counts.var() / counts.mean() == pytest.approx(1 / burstiness, rel=0.1)
+
+
+def test_gamma_of_shape_one_is_poisson_from_the_first_request_on() -> None:
+    firsts_s = [next(schedule(Open(1.0, "gamma", 1.0), None, None, seed)) / NS_PER_S for seed in range(1000)]
+    assert stats.kstest(firsts_s, "expon").pvalue > 0.01
+
+
+@pytest.mark.parametrize("burstiness", [0.1, 10.0])
+def test_a_short_window_of_gamma_arrivals_has_the_mean_rate_too(burstiness: float) -> None:
+    """A process that began with an ordinary gap would have 4.5 requests too many at a burstiness of 0.1."""
+    counts = [len(due_s(Open(2.0, "gamma", burstiness), 2.5, seed)) for seed in range(4000)]
+    assert np.mean(counts) == pytest.approx(5, abs=4 * np.std(counts) / np.sqrt(len(counts)))
+
+
+# Ramps
+
+
+@pytest.mark.parametrize("ramp", [UP, DOWN, FROM_NOTHING, Ramp(50.0, 50.0, 400.0)])
+def test_a_poisson_ramp_is_poisson_once_its_clock_runs_with_its_rate(ramp: Ramp) -> None:
+    gaps = np.diff(expected_by(ramp, due_s(ramped(ramp), ramp.over_s, seed=7)), prepend=0)
+    assert len(gaps) == pytest.approx(20_000, abs=4 * np.sqrt(20_000))
+    assert stats.kstest(gaps, "expon").pvalue > 0.01
+
+
+@pytest.mark.parametrize("ramp", [UP, DOWN, FROM_NOTHING])
+def test_a_constant_ramp_has_each_request_when_its_number_is_expected(ramp: Ramp) -> None:
+    moments_s = due_s(ramped(ramp, "constant"), ramp.over_s, seed=1)
+    assert len(moments_s) == 20_000
+    assert moments_s[0] == 0
+    # A nanosecond of rounding is 1e-7 of a request at 100 a second.
+    assert np.abs(expected_by(ramp, moments_s) - np.arange(20_000)).max() < 1e-7
+
+
+def test_a_ramp_that_hardly_rises_loses_no_digits() -> None:
+    flat, rising = Open(100.0, "constant"), ramped(Ramp(100.0, 100.0 + 1e-9, 10.0), "constant")
+    assert due_s(rising, 10, seed=1) == pytest.approx(due_s(flat, 10, seed=1), abs=2e-9)
+
+
+def test_a_ramp_stays_at_its_last_rate_when_min_requests_keeps_it_going() -> None:
+    load = ramped(Ramp(1.0, 4.0, 2.0), "constant")  # 5 requests in 2 s
+    due_ns = list(schedule(load, 2.0, None, seed=1, min_requests=9))
+    assert due_ns[5:] == [2_000_000_000, 2_250_000_000, 2_500_000_000, 2_750_000_000]
+
+
+# All of them
+
+
+@pytest.mark.parametrize("load", ALL, ids=str)
+def test_the_mean_over_seeds_is_the_rate_asked_for(load: Open) -> None:
+    over_s = load.ramp.over_s if load.ramp else 20.0
+    counts = [len(due_s(load, over_s, seed)) for seed in range(100)]
+    error = 4 * np.std(counts) / np.sqrt(len(counts)) + 1e-9
+    assert np.mean(counts) == pytest.approx(load.rate_per_s * over_s, abs=error)
+
+
+@pytest.mark.parametrize("load", ALL, ids=str)
+def test_a_schedule_ends_with_duration_or_requests_whichever_comes_first(load: Open) -> None:
     assert len(list(schedule(load, duration_s=60, requests=30, seed=1))) == 30
-    by_clock = list(schedule(load, duration_s=2, requests=100_000, seed=1))
-    assert 100 < len(by_clock) < 300
-    assert by_clock[-1] < 2 * NS_PER_S
+    by_clock = list(schedule(load, duration_s=12, requests=100_000, seed=1))
+    assert 0 < len(by_clock) < 2000
+    assert by_clock[-1] < 12 * NS_PER_S
 
 
 def test_min_requests_keeps_a_schedule_going_past_its_duration() -> None:
@@ -69,9 +176,17 @@ def test_min_requests_keeps_a_schedule_going_past_its_duration() -> None:
     seed=st.integers(0, 2**63 - 1),
     rate_per_s=st.floats(0.001, 100_000),
     arrivals=st.sampled_from(sorted(PROCESSES)),
+    burstiness=st.floats(0.001, 1000),
+    start=st.none() | st.floats(0, 2),
+    over_s=st.floats(0.001, 100_000),
 )
-def test_the_same_seed_gives_the_same_times_in_order(seed: int, rate_per_s: float, arrivals: str) -> None:
-    first, again = (list(schedule(Open(rate_per_s, arrivals), None, 1500, seed)) for _ in range(2))
+def test_the_same_seed_gives_the_same_times_in_order(
+    seed: int, rate_per_s: float, arrivals: str, burstiness: float, start: float | None, over_s: float
+) -> None:
+    """``start``: what part of the mean rate a ramp begins with."""
+    ramp = None if start is None else Ramp(start * rate_per_s, max((2 - start) * rate_per_s, 1e-6), over_s)
+    load = opened(rate_per_s, arrivals, burstiness, ramp)
+    first, again = (list(schedule(load, None, 1500, seed)) for _ in range(2))
     assert first == again
     assert first == sorted(first)
     assert first[0] >= 0
@@ -83,9 +198,9 @@ def test_another_seed_gives_other_times() -> None:
     assert first != other
 
 
-def test_shards_of_one_schedule_make_it_up_again() -> None:
-    def draw() -> list[int]:
-        return list(schedule(Open(100.0), duration_s=20, requests=None, seed=5))
-
-    shards = [draw()[index::4] for index in range(4)]
-    assert sorted(itertools.chain(*shards)) == draw()
+@pytest.mark.parametrize("load", ALL, ids=str)
+def test_shards_of_one_schedule_make_it_up_again(load: Open) -> None:
+    shards = [itertools.islice(schedule(load, 40, None, seed=5), index, None, 4) for index in range(4)]
+    whole = list(schedule(load, 40, None, seed=5))
+    assert sorted(itertools.chain(*shards)) == whole
+    assert len(whole) > 50

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadbench.errors import UsageError
-from loadbench.records import Closed, Open
+from loadbench.records import Closed, Open, Ramp
 from loadbench.scenario.load import Loaded, Overrides, load_scenario
+from loadbench.scenario.plan import levels
 from loadbench.scenario.prompts import PromptMix
 from loadbench.scenario.schema import Scenario, schema_json
 
 SHIPPED = sorted((Path(__file__).parent.parent / "scenarios").glob("*.yaml"))
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 @pytest.fixture
@@ -66,6 +70,23 @@ def test_quantities_are_read_with_their_units(home: Path) -> None:
     assert scenario.slo is not None
     assert scenario.slo.error_rate == 0.01
     assert list(scenario.slo.limits()) == [("ttft", "p50", 0.5), ("ttft", "p95", 2.0), ("tpot", "p99", 0.1)]
+
+
+def test_a_rate_may_change_over_the_duration_and_stand_in_a_list_with_others(home: Path) -> None:
+    text = (
+        "stages: [{rate: [2/s, {from: 60/min, to: 8/s}], arrivals: constant, duration: 20s}, {rate: {from: 0, to: 1}}]"
+    )
+    first, second = read(text).scenario.stages
+    assert first.loads() == (Open(2.0, "constant"), Open(4.5, "constant", ramp=Ramp(1.0, 8.0, 20.0)))
+    assert second.loads() == (Open(0.5, "poisson", ramp=Ramp(0.0, 1.0, 15.0)),)
+
+
+def test_burstiness_means_gamma_arrivals(home: Path) -> None:
+    plain, stated = read(
+        "stages: [{rate: 2/s, burstiness: 0.5}, {rate: 2/s, arrivals: gamma, burstiness: 2}]"
+    ).scenario.stages
+    assert plain.loads() == (Open(2.0, "gamma", 0.5),)
+    assert stated.loads() == (Open(2.0, "gamma", 2.0),)
 
 
 def test_a_stage_with_requests_alone_has_no_duration(home: Path) -> None:
@@ -263,9 +284,54 @@ def test_a_flag_that_does_not_fit_is_named(home: Path, overrides: Overrides, pro
         ),
         (
             "stages: [{concurrency: 1, rate: 1/s}]",
-            "s.yaml:1: stages[0]: expected exactly one of concurrency, rate, got concurrency and rate",
+            "s.yaml:1: stages[0]: expected exactly one of concurrency, rate, trace, got concurrency and rate",
         ),
-        ("stages: [{duration: 5s}]", "s.yaml:1: stages[0]: expected exactly one of concurrency, rate, got none"),
+        ("stages: [{duration: 5s}]", "s.yaml:1: stages[0]: expected exactly one of concurrency, rate, trace, got none"),
+        (
+            "stages:\n  - rate: [1/s,\n      {from: -1/s, to: 2/s}]",
+            's.yaml:3: stages[0].rate[1].from: expected a number of at least 0, got "-1/s"',
+        ),
+        (
+            "stages:\n  - rate:\n      from: 1/s\n      to: 0",
+            "s.yaml:4: stages[0].rate.to: expected a number above 0, got 0",
+        ),
+        ("stages: [{rate: {from: 1/s}}]", "s.yaml:1: stages[0].rate.to: expected this key, got nothing"),
+        (
+            "stages: [{rate: {frm: 1/s, to: 2/s}}]",
+            "s.yaml:1: stages[0].rate.frm: unknown key; did you mean from? (and 1 more)",
+        ),
+        (
+            "stages: [{rate: {from: 1/s, to: 2/s}, requests: 5}]",
+            "s.yaml:1: stages[0]: expected a duration beside a rate with from and to, got none",
+        ),
+        (
+            "stages: [{rate: 1/s, arrivals: gamma}]",
+            "s.yaml:1: stages[0]: expected burstiness beside gamma arrivals, got none",
+        ),
+        (
+            "stages: [{rate: 1/s, arrivals: constant, burstiness: 2}]",
+            "s.yaml:1: stages[0]: expected gamma arrivals beside burstiness, got constant",
+        ),
+        (
+            "stages:\n  - rate: 1/s\n    burstiness: 0",
+            "s.yaml:3: stages[0].burstiness: expected a number of at least 1e-06, got 0",
+        ),
+        (
+            "stages: [{rate: 1/s, speed: 2}]",
+            "s.yaml:1: stages[0]: expected speed in a stage with trace, got it beside rate",
+        ),
+        (
+            "stages: [{concurrency: 1, max_in_flight: 2}]",
+            "s.yaml:1: stages[0]: expected max_in_flight in a stage with rate or trace, got it beside concurrency",
+        ),
+        (
+            "stages: [{trace: t, arrivals: poisson}]",
+            "s.yaml:1: stages[0]: expected arrivals in a stage with rate, got it beside trace",
+        ),
+        (
+            "stages: [{trace: t, timestamps: us}]",
+            "s.yaml:1: stages[0].timestamps: expected 's' or 'ms', got \"us\"",
+        ),
         (
             "stages: [{concurrency: 1, arrivals: poisson}]",
             "s.yaml:1: stages[0]: expected arrivals in a stage with rate, got it beside concurrency",
@@ -411,6 +477,15 @@ opened = st.fixed_dictionaries(
     {"rate": st.lists(seconds, min_size=1)},
     optional={**bounds, "arrivals": st.sampled_from(["constant", "poisson"]), "max_in_flight": st.integers(1, 10**6)},
 )
+ramps = st.fixed_dictionaries({"from": st.just(0) | seconds, "to": seconds})
+shaped = st.fixed_dictionaries(
+    {"rate": st.lists(seconds | ramps, min_size=1) | ramps, "duration": seconds},
+    optional={"burstiness": st.floats(0.01, 100), "requests": st.integers(1, 10**9)},
+)
+replayed = st.fixed_dictionaries(
+    {"trace": st.text(min_size=1)},
+    optional={**bounds, "timestamps": st.sampled_from(["s", "ms"]), "speed": st.floats(0.01, 100)},
+)
 scenarios = st.fixed_dictionaries(
     {},
     optional={
@@ -421,7 +496,7 @@ scenarios = st.fixed_dictionaries(
             optional={"temperature": st.none() | st.floats(0, 2), "extra": st.dictionaries(st.just("stop"), st.none())},
         ),
         "prompts": st.just([{"name": "a", "text": "hi"}, {"name": "b", "weight": 0.1, "input_tokens": {"mean": 9}}]),
-        "stages": st.lists(closed | opened, min_size=1),
+        "stages": st.lists(closed | opened | shaped | replayed, min_size=1),
         "drain": seconds,
         "slo": st.fixed_dictionaries({"error_rate": shares}, optional={"ttft": limits, "goodput": shares}),
         "seed": st.integers(0, 2**63 - 1),
@@ -459,6 +534,8 @@ def test_the_schema_is_a_schema_and_describes_every_key() -> None:
         {"stages": [{"concurrency": 1, "rate": "1/s"}]},
         {"stages": [{"concurrency": 0}]},
         {"stages": [{"concurrency": 1, "duration": "15 sec"}]},
+        {"stages": [{"rate": {"from": "1/s"}}]},
+        {"stages": [{"rate": "1/s", "trace": "t.jsonl"}]},
         {"prompts": [{"name": "a"}]},
         {"sead": 1},
         {"schema": 2},
@@ -482,11 +559,19 @@ def test_a_shipped_scenario_loads_fits_the_schema_and_names_it(path: Path) -> No
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_prompts_of_a_shipped_scenario_fit_2048_tokens_where_a_byte_is_one(path: Path) -> None:
     loaded = load_scenario(path)
-    draws = PromptMix(loaded.scenario, loaded.folder, chars_per_token=1.0).draw(1)
-    for prompt in (next(draws) for _ in range(500)):
-        template = len(prompt.messages) + 1
-        assert sum(len(str(m["content"]).encode()) for m in prompt.messages) + template + prompt.max_tokens <= 2048
+    mix = PromptMix(loaded.scenario, loaded.folder, chars_per_token=1.0)
+    for level in levels(loaded.scenario, ("m",), loaded.traces):
+        for prompt in itertools.islice(mix.draw(level.seed, level.load), 200):
+            template = len(prompt.messages) + 1
+            assert sum(len(str(m["content"]).encode()) for m in prompt.messages) + template + prompt.max_tokens <= 2048
 
 
-def test_the_six_scenarios_are_shipped() -> None:
-    assert [path.stem for path in SHIPPED] == ["edge", "long-context", "non-streaming", "open-loop", "smoke", "sweep"]
+def test_the_seven_scenarios_are_shipped() -> None:
+    names = ["edge", "long-context", "non-streaming", "open-loop", "smoke", "sweep", "trace"]
+    assert [path.stem for path in SHIPPED] == names
+
+
+def test_the_stages_that_the_page_on_open_loops_shows_are_valid(home: Path) -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "open-loop.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    Path("traces").symlink_to(SHIPPED[0].parent / "traces")
+    assert len(read(shown).scenario.stages) == 6

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import re
+from pathlib import Path
 from typing import Any
 
 from loadbench.records import Closed, Open
+from loadbench.report.plan import print_plan
+from loadbench.scenario.load import load_scenario
 from loadbench.scenario.plan import Plan, describe, levels
 from loadbench.scenario.schema import Scenario
 
@@ -84,6 +89,55 @@ def test_an_open_loop_ends_with_requests_or_duration_whichever_comes_first() -> 
     assert (level.expected_requests, level.issuing_s) == (40, 20)
     (level,) = plan_of(scenario(stages=[{"rate": "2/s", "duration": "20s", "min_requests": 100}])).levels
     assert (level.expected_requests, level.issuing_s) == (100, 50)
+
+
+def test_a_ramp_is_expected_to_ask_at_its_mean_rate_and_slower_where_it_is_still_low() -> None:
+    ramp = {"from": "0/s", "to": "8/s"}
+    whole, part, more = plan_of(
+        scenario(
+            stages=[
+                {"rate": ramp, "duration": "20s"},
+                {"rate": ramp, "duration": "20s", "requests": 20},
+                {"rate": ramp, "duration": "20s", "min_requests": 160},
+            ]
+        )
+    ).levels
+    assert (whole.expected_requests, whole.issuing_s) == (80, 20)
+    assert (part.expected_requests, part.issuing_s) == (20, 10)  # a quarter of the requests in half of the time
+    assert (more.expected_requests, more.issuing_s) == (160, 30)  # at 8/s once the ramp is over
+
+
+def test_gamma_arrivals_are_expected_like_any_others_of_their_rate() -> None:
+    (level,) = plan_of(scenario(stages=[{"rate": "2/s", "burstiness": 0.5, "duration": "20s"}])).levels
+    assert (level.expected_requests, level.issuing_s) == (40, 20)
+
+
+def test_the_printed_plan_names_every_kind_of_load(tmp_path: Path) -> None:
+    (tmp_path / "azure.csv").write_text("TIMESTAMP\n" + "2023-11-16 18:15:46.68\n" * 3)
+    (tmp_path / "s.yaml").write_text(
+        "stages:\n"
+        "  - {concurrency: 4}\n"
+        "  - {rate: 2/s}\n"
+        "  - {rate: 2/s, burstiness: 0.5}\n"
+        "  - {rate: [{from: 1/s, to: 8/s}], duration: 20s}\n"
+        "  - {rate: {from: 1/s, to: 8/s}, arrivals: constant}\n"
+        "  - {rate: {from: 1/s, to: 8/s}, burstiness: 3}\n"
+        "  - {trace: azure.csv, speed: 2}\n"
+        "  - {trace: azure.csv}\n"
+    )
+    printed = io.StringIO()
+    print_plan(load_scenario(tmp_path / "s.yaml"), printed)
+    rows = [re.split(r" {2,}", line.strip()) for line in printed.getvalue().splitlines() if re.match(r" +\d", line)]
+    assert [row[2:] for row in rows] == [
+        ["4 users", "as many as it answers", "0:15"],
+        ["2/s poisson", "about 30", "0:15"],
+        ["2/s gamma 0.5", "about 30", "0:15"],
+        ["1→8/s ramp", "about 90", "0:20"],
+        ["1→8/s constant ramp", "about 68", "0:15"],
+        ["1→8/s gamma 3 ramp", "about 68", "0:15"],
+        ["trace azure.csv ×2", "3", "0:00"],
+        ["trace azure.csv", "3", "0:00"],
+    ]
 
 
 def test_a_closed_loop_by_the_clock_has_a_time_and_no_number() -> None:

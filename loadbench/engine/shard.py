@@ -90,6 +90,7 @@ class Shard:
         self.stop_reason: str | None = None
         self.failure: str | None = None
         self.in_flight = 0
+        self._in_flight_ns = 0
         self.target_rss: int | None = None
         self.target_rss_peak: int | None = None
         self.e2e_s: float | None = None
@@ -132,11 +133,13 @@ class Shard:
     async def send(self, request: Request) -> Sample:
         assert self._client is not None
         self.in_flight += 1
+        self._in_flight_ns -= self.clock.now_ns()
         self.recorder.attempted += 1
         try:
             sample = await self._client.send(request, level=self.level.index if self.level else -1, phase="load")
         finally:
             self.in_flight -= 1
+            self._in_flight_ns += self.clock.now_ns()
         self.recorder.add(sample)
         return sample
 
@@ -177,11 +180,12 @@ class Shard:
         assert client is not None
         await self.prepare(level)
         index, count = self._place
-        prompts = islice(mix.draw(level.seed), index, None, count)
+        prompts = islice(mix.draw(level.seed, level.load), index, None, count)
         due = iter(()) if isinstance(level.load, Closed) else schedule(level.load, None, None, level.seed)
         opened_before = client.connections_opened
         self.level, self.target_rss_peak = level, self.target_rss
         self.pulse.begin()
+        self._in_flight_ns = 0
         self._issuing = issuing = Issuing(level.share(index, count), self.clock, start_ns, index, count)
         self.start_ns, self.phase = issuing.start_ns, "load"
         self.recorder.begin_level(level.index, issuing.start_ns)
@@ -202,6 +206,8 @@ class Shard:
         return facts | {
             "new_connections": client.connections_opened - opened_before,
             "connections_opened_before": opened_before,
+            # The integral of what was in flight, now that nothing is; analysis holds the samples to it by Little's law.
+            "in_flight_ns": self._in_flight_ns,
         }
 
     def counters(self) -> Counters:

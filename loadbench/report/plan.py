@@ -21,7 +21,7 @@ from loadbench.scenario.plan import LevelPlan, describe, levels
 def print_plan(loaded: Loaded, stream: TextIO | None = None) -> None:
     """The plan of a scenario that has been read, and so is valid."""
     scenario = loaded.scenario
-    plan = describe(scenario, levels(scenario, scenario.models))
+    plan = describe(scenario, levels(scenario, scenario.models, loaded.traces))
     console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
     console.print(Text.assemble((plain(scenario.name), "bold"), f" · {plain(loaded.path)} is valid"))
     if scenario.description:
@@ -33,9 +33,8 @@ def print_plan(loaded: Loaded, stream: TextIO | None = None) -> None:
     for column in ("level", "model", "load", "requests", "time"):
         table.add_column(column, justify="left" if column in ("model", "load") else "right")
     for row in plan.levels:
-        table.add_row(
-            str(row.level.index), Text(plain(row.level.model)), load_title(row.level.load), _requests(row), _time(row)
-        )
+        model, load = Text(plain(row.level.model)), Text(plain(load_title(row.level.load)))
+        table.add_row(str(row.level.index), model, load, _requests(row), _time(row))
     console.print(table)
     known = f"about {clock(plan.estimated_s)}" if plan.estimated_s else "unknown"
     open_ended = plan.open_ended or any(_may_go_on(row) for row in plan.levels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 NONE = "n/a"
@@ -55,11 +56,20 @@ def count(number: int, noun: str) -> str:
 
 
 def load_title(load: Any) -> str:
-    """The load of a level as lists and tables name it: ``4 users``, ``2/s poisson``.
+    """The load of a level as lists and tables name it.
+
+    ``4 users``, ``2/s poisson``, ``2/s gamma 0.5``, ``1→8/s ramp``, ``1→8/s constant ramp``, ``trace azure.csv ×2``.
 
     It is a load of ``records`` or of ``analysis.summary``, told apart by what it has: the live view needs these words
     before the run and must not pay for importing the analysis then.
     """
     if hasattr(load, "concurrency"):
         return count(load.concurrency, "user")
-    return f"{load.rate_per_s:g}/s {load.arrivals}"
+    burstiness, ramp, trace = (getattr(load, name, None) for name in ("burstiness", "ramp", "trace"))
+    if trace is not None:
+        return f"trace {PurePath(trace.file).name}" + ("" if trace.speed == 1 else f" ×{trace.speed:g}")
+    arrivals = load.arrivals + (f" {burstiness:g}" if burstiness else "")
+    if ramp is None:
+        return f"{load.rate_per_s:g}/s {arrivals}"
+    spacing = "" if arrivals == "poisson" else f"{arrivals} "
+    return f"{ramp.from_per_s:g}→{ramp.to_per_s:g}/s {spacing}ramp"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from collections.abc import Iterator
@@ -50,20 +51,21 @@ def explained(error: ValidationError, document: Document) -> UsageError:
     ]
     first = min(causes, key=lambda one: one["type"] != "extra_forbidden")
     absent = first["type"] in ("missing", "extra_forbidden")
-    loc = first["loc"] if absent else tuple(_inside(first["loc"], document))
+    above, last = (first["loc"][:-1], first["loc"][-1:]) if absent else (first["loc"], ())
+    loc = (*_inside(above, document), *last)
     others = len(causes) - 1
     more = f" (and {others} more)" if others else ""
     return document.error(loc, _problem(first, loc, document) + more)
 
 
-def _inside(loc: Loc, document: Document) -> Iterator[str | int]:
-    """The part of pydantic's path that the file has: a lone value is a list of one only to the schema."""
-    for end, step in enumerate(loc, start=1):
-        try:
-            document.get(loc[:end])
-        except LookupError:
-            return
-        yield step
+def _inside(loc: Loc, document: Document) -> Loc:
+    """The steps of pydantic's path that the file has: a lone value is a list of one only to the schema."""
+    found: Loc = ()
+    for step in loc:
+        with contextlib.suppress(LookupError):
+            document.get((*found, step))
+            found = (*found, step)
+    return found
 
 
 def _problem(detail: ErrorDetails, loc: Loc, document: Document) -> str:

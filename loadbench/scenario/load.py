@@ -11,10 +11,14 @@ import yaml
 from pydantic import ValidationError
 
 from loadbench.errors import UsageError
+from loadbench.records import Trace
+from loadbench.scenario.arrivals import within
 from loadbench.scenario.explain import explained
 from loadbench.scenario.prompts import read_prompt_file
 from loadbench.scenario.reading import Document, read_yaml
 from loadbench.scenario.schema import Scenario
+from loadbench.scenario.stage import Stage
+from loadbench.scenario.traces import read_trace
 
 ENDPOINT_VARIABLE = "FOUNDRY_LOCAL_ENDPOINT"
 
@@ -40,11 +44,15 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A scenario, the file it came from, and who decided on the endpoint: a flag, the variable, a line, or nobody."""
+    """A scenario, the file it came from, and who decided on the endpoint: a flag, the variable, a line, or nobody.
+
+    ``traces`` holds, by the number of its stage, each trace as it was read.
+    """
 
     scenario: Scenario
     path: Path
     endpoint_source: str
+    traces: Mapping[int, Trace]
 
     @property
     def folder(self) -> Path:
@@ -53,7 +61,7 @@ class Loaded:
 
 
 def load_scenario(path: Path, overrides: Overrides | None = None, env: Mapping[str, str] | None = None) -> Loaded:
-    """Read a scenario with its prompt files, flags and environment applied. Raises UsageError.
+    """Read a scenario with its prompt files, traces, flags and environment applied. Raises UsageError.
 
     The endpoint is the flag's, then ``FOUNDRY_LOCAL_ENDPOINT``'s, then the file's, then the embedded one.
     """
@@ -69,7 +77,9 @@ def load_scenario(path: Path, overrides: Overrides | None = None, env: Mapping[s
         scenario = Scenario.model_validate(document.data)
     except ValidationError as error:
         raise explained(error, document) from None
-    return Loaded(_with_hashes(scenario, document, path.parent), path, document.places.get(("endpoint",), "default"))
+    scenario = _with_hashes(scenario, document, path.parent)
+    scenario, traces = _with_traces(scenario, document, path.parent)
+    return Loaded(scenario, path, document.places.get(("endpoint",), "default"), traces)
 
 
 def _apply(overrides: Overrides, document: Document) -> None:
@@ -136,3 +146,30 @@ def _with_hashes(scenario: Scenario, document: Document, folder: Path) -> Scenar
             raise document.error(("prompts", at, "sha256"), f"expected {entry.sha256}, got {found} for {entry.file}")
         entries[at] = entry.model_copy(update={"sha256": found})
     return scenario.model_copy(update={"prompts": tuple(entries)})
+
+
+def _with_traces(scenario: Scenario, document: Document, folder: Path) -> tuple[Scenario, Mapping[int, Trace]]:
+    """Read the traces as far as their stages go, and note their hashes."""
+    stages, traces = list(scenario.stages), {}
+    for number, stage in enumerate(stages):
+        if stage.trace is None:
+            continue
+        try:
+            trace = traces[number] = _trace(folder / stage.trace, stage)
+        except UsageError as error:
+            raise document.error(("stages", number, "trace"), str(error)) from None
+        if stage.sha256 not in (None, trace.sha256):
+            problem = f"expected {stage.sha256}, got {trace.sha256} for {stage.trace}"
+            raise document.error(("stages", number, "sha256"), problem)
+        stages[number] = stage.model_copy(update={"sha256": trace.sha256})
+    return scenario.model_copy(update={"stages": tuple(stages)}), traces
+
+
+def _trace(path: Path, stage: Stage) -> Trace:
+    speed = stage.speed or 1.0
+    found = read_trace(path, stage.timestamps, speed)
+    due_ns = within((row.due_ns for row in found.rows), stage.duration_s, stage.requests, stage.min_requests)
+    requests, last_ns = 0, 0
+    for requests, last_ns in enumerate(due_ns, start=1):  # noqa: B007 (the last pair is what is wanted)
+        pass
+    return Trace(path.as_posix(), found.sha256, stage.timestamps, speed, requests, last_ns / 1e9)

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
-from loadbench.records import Closed, Level
+from loadbench.records import Level, Open, Trace
+from loadbench.scenario.arrivals import when_s
 from loadbench.scenario.schema import Scenario
+from loadbench.scenario.stage import Stage
 
 
-def levels(scenario: Scenario, models: Sequence[str]) -> tuple[Level, ...]:
+def levels(
+    scenario: Scenario, models: Sequence[str], traces: Mapping[int, Trace] = MappingProxyType({})
+) -> tuple[Level, ...]:
     """One level for each model, stage and load, in that nesting, so that a model is loaded once.
 
     A level's seed comes from the scenario's seed, the stage and the place in the stage, and not from the model: all
-    models are asked the same things at the same times.
+    models are asked the same things at the same times. ``traces`` are those of the stages, by their numbers.
     """
     laid_out: list[Level] = []
     for model in models:
         for number, stage in enumerate(scenario.stages):
-            for place, load in enumerate(stage.loads()):
+            for place, load in enumerate(stage.loads(traces.get(number))):
                 level = Level(
                     index=len(laid_out),
                     stage=number,
                     model=model,
                     load=load,
                     duration_s=stage.duration_s,
-                    requests=stage.requests,
+                    requests=_requests(stage, traces.get(number)),
                     min_requests=stage.min_requests,
                     seed=_seed(scenario.seed, number, place),
                     start_spacing_s=stage.start_spacing_s or 0.0,
@@ -36,6 +41,11 @@ def levels(scenario: Scenario, models: Sequence[str]) -> tuple[Level, ...]:
                 )
                 laid_out.append(level)
     return tuple(laid_out)
+
+
+def _requests(stage: Stage, trace: Trace | None) -> int | None:
+    """A trace that nothing cuts short ends a level by its number of requests."""
+    return stage.requests if trace is None or stage.duration_s is not None else trace.requests
 
 
 def _seed(*entropy: int) -> int:
@@ -90,17 +100,27 @@ def describe(scenario: Scenario, laid_out: Sequence[Level]) -> Plan:
 def _expected(scenario: Scenario, level: Level) -> LevelPlan:
     total_s = scenario.deadlines.total_s
     drain_s = min(scenario.drain_s, total_s)
+    load = level.load
+    if isinstance(load, Open):
+        requests, issuing_s = _expected_open(level, load)
+        return LevelPlan(level, requests, issuing_s, issuing_s + drain_s)
 
-    def issuing_s(requests: int) -> float:
-        """The longest it takes to issue so many: their rate in open loop, one deadline after another in closed."""
-        if isinstance(level.load, Closed):
-            return math.ceil(requests / level.load.concurrency) * total_s
-        return requests / level.load.rate_per_s
+    def longest_s(requests: int) -> float:
+        """The longest that users take for so many requests: one deadline after another."""
+        return math.ceil(requests / load.concurrency) * total_s
 
-    by_count_s = math.inf if level.requests is None else issuing_s(level.requests)
-    by_clock_s = math.inf if level.duration_s is None else max(level.duration_s, issuing_s(level.min_requests))
-    longest_s = min(by_count_s, by_clock_s)
-    if isinstance(level.load, Closed):  # as fast as its target: only the clock can tell its time beforehand
-        count = level.requests if level.duration_s is None else None
-        return LevelPlan(level, count, level.duration_s, longest_s + drain_s)
-    return LevelPlan(level, longest_s * level.load.rate_per_s, longest_s, longest_s + drain_s)
+    by_count_s = math.inf if level.requests is None else longest_s(level.requests)
+    by_clock_s = math.inf if level.duration_s is None else max(level.duration_s, longest_s(level.min_requests))
+    # As fast as its target: only the clock can tell its time beforehand.
+    count = level.requests if level.duration_s is None else None
+    return LevelPlan(level, count, level.duration_s, min(by_count_s, by_clock_s) + drain_s)
+
+
+def _expected_open(level: Level, load: Open) -> tuple[float, float]:
+    """How many requests the schedule is expected to hold, and by when the last of them is expected, in seconds."""
+    if load.trace is not None:
+        return load.trace.requests, load.trace.length_s
+    by_count = math.inf if level.requests is None else level.requests
+    by_clock = math.inf if level.duration_s is None else max(level.min_requests, load.rate_per_s * level.duration_s)
+    requests = min(by_count, by_clock)
+    return requests, float(when_s(load, np.array([requests]))[0])

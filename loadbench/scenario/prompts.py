@@ -6,12 +6,13 @@ What a prompt costs in tokens only the server knows (``usage``); made-up texts a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -19,10 +20,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from loadbench.errors import UsageError
-from loadbench.records import Prompt
+from loadbench.records import Load, Open, Prompt
 from loadbench.scenario.schema import InputTokens, Message, Scenario
+from loadbench.scenario.traces import Row, replay
 
 CHARS_PER_TOKEN = 4.0  # the usual rule of thumb for English; the exact count is the server's
+
+RECORDED = "trace"  # what results call prompts whose length comes from a trace
 
 _CHAT = TypeAdapter(tuple[Message, ...])
 _TEXT_KEYS = ("prompt", "text")
@@ -118,48 +122,72 @@ class PromptMix:
     """
 
     def __init__(self, scenario: Scenario, folder: Path, chars_per_token: float = CHARS_PER_TOKEN) -> None:
+        self.chars_per_token = chars_per_token
+        self._max_tokens = scenario.request.max_tokens
         self._kinds: list[tuple[str, int, Draw]] = []
         for entry in scenario.prompts:
             if entry.input_tokens is not None:
-                draw = _made_up(entry.input_tokens, chars_per_token)
+                draw = _made_up_like(entry.input_tokens, chars_per_token)
             elif entry.file is not None:
                 draw = _one_of(read_prompt_file(folder / entry.file).chats)
             elif entry.messages is not None:
                 draw = _one_of((Chat(tuple(message.model_dump() for message in entry.messages)),))
             else:
                 draw = _one_of((Chat(user_says(entry.text or "")),))
-            self._kinds.append((entry.name, entry.max_tokens or scenario.request.max_tokens, draw))
+            self._kinds.append((entry.name, entry.max_tokens or self._max_tokens, draw))
         self._weights = list(itertools.accumulate(entry.weight for entry in scenario.prompts))
+        _many_words()  # 3 ms that no level should pay
 
-    def draw(self, seed: int) -> Iterator[Prompt]:
-        """Prompts without end; the same seed draws the same ones in the same order."""
-        rng = random.Random(f"prompts {seed}")  # a stream of its own: arrivals of the same seed stay independent
+    def draw(self, seed: int, load: Load | None = None) -> Iterator[Prompt]:
+        """Prompts without end; the same seed draws the same ones in the same order.
+
+        For a load from a trace there are as many as its rows, and a length that a row has decides: its input tokens
+        make a text of the kind ``trace`` instead of one from the mix, its output tokens are max_tokens. Raises
+        UsageError for a trace that is no longer there.
+        """
+        drawn = self._drawn(random.Random(f"prompts {seed}"))  # of its own: arrivals of the same seed stay independent
+        trace = load.trace if isinstance(load, Open) else None
+        return drawn if trace is None else self._as_recorded(replay(trace), drawn, random.Random(f"trace {seed}"))
+
+    def _drawn(self, rng: random.Random) -> Iterator[Prompt]:
         for index in itertools.count():
             name, max_tokens, draw = rng.choices(self._kinds, cum_weights=self._weights)[0]
             chat = draw(rng)
             yield Prompt(name, index, chat.messages, chat.max_tokens or max_tokens)
+
+    def _as_recorded(self, rows: Iterator[Row], mix: Iterator[Prompt], rng: random.Random) -> Iterator[Prompt]:
+        for index, row in enumerate(rows):
+            if row.input_tokens is None:
+                prompt = next(mix)
+            else:
+                text = _made_up(round(row.input_tokens * self.chars_per_token), rng)
+                prompt = Prompt(RECORDED, index, user_says(text), self._max_tokens)
+            yield replace(prompt, index=index, max_tokens=row.output_tokens or prompt.max_tokens)
 
 
 def _one_of(chats: tuple[Chat, ...]) -> Draw:
     return lambda rng: rng.choice(chats)
 
 
-def _made_up(tokens: InputTokens, chars_per_token: float) -> Draw:
-    """Texts of a drawn length that begin with a word of their own, so that no prefix cache can answer for the model.
+def _made_up_like(tokens: InputTokens, chars_per_token: float) -> Draw:
+    """Texts of a drawn length."""
+    return lambda rng: Chat(user_says(_made_up(round(_truncated_normal(tokens, rng) * chars_per_token), rng)))
 
-    They are windows into one long seeded text: cutting one out costs microseconds, at any length.
+
+@functools.cache
+def _many_words() -> str:
+    return " ".join(random.Random(_WORDS).choices(_WORDS.split(), k=10_000))
+
+
+def _made_up(length: int, rng: random.Random) -> str:
+    """A text of so many characters that begins with a word of its own: no prefix cache can answer for the model.
+
+    It is a window into one long seeded text: cutting one out costs microseconds, at any length.
     """
-    words = random.Random(_WORDS).choices(_WORDS.split(), k=10_000)
-    stream = " ".join(words)
-
-    def draw(rng: random.Random) -> Chat:
-        length = round(_truncated_normal(tokens, rng) * chars_per_token)
-        start = rng.randrange(len(stream))
-        text = stream * ((start + length) // len(stream) + 1)
-        opening = f"{_unique_word(rng)}: summarise these notes. "
-        return Chat(user_says((opening + text[start : start + length])[:length]))
-
-    return draw
+    stream = _many_words()
+    start = rng.randrange(len(stream))
+    text = stream * ((start + length) // len(stream) + 1)
+    return (f"{_unique_word(rng)}: summarise these notes. " + text[start : start + length])[:length]
 
 
 def _unique_word(rng: random.Random) -> str:

@@ -12,80 +12,23 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    StringConstraints,
-    WithJsonSchema,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from loadbench.records import Closed, Load, Open
+from loadbench.scenario.part import Part, as_list, exactly_one, one_or_more, refuse
 from loadbench.scenario.redaction import redact, redact_url
-from loadbench.scenario.units import RATE, Count, Duration, Positive, Rate, Share
-
-DEFAULT_DURATION = "15s"  # some hundred requests of a small model, and six levels stay under two minutes
-DEFAULT_START_SPACING = "1ms"  # 512 users start within half a second and not in one turn of the event loop
+from loadbench.scenario.stage import Stage
+from loadbench.scenario.units import Count, Duration, Positive, Share
 
 EMBEDDED = "embedded"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token, RFC 9110 section 5.6.2
 _SENT_BY_US = {"model", "messages", "stream", "max_tokens", "temperature"}
 
-
-def _refuse(message: str) -> PydanticCustomError:
-    """An error whose message is complete: what was expected and what was found."""
-    return PydanticCustomError("refused", "{message}", {"message": message})
-
-
-def _exactly_one(**values: object) -> None:
-    given = [name for name, value in values.items() if value is not None]
-    if len(given) != 1:
-        found = " and ".join(given) or "none"
-        raise _refuse(f"expected exactly one of {', '.join(values)}, got {found}")
-
-
-class Part(BaseModel):
-    """A mapping of the scenario file: no key that is not known, nothing changed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what was not given. A null that differs from the default says something and stays."""
-        fields = type(self).model_fields.items()
-        optional = {key for name, field in fields if field.default is None for key in (name, field.alias)}
-        return {key: value for key, value in write(self).items() if value is not None or key not in optional}
-
-
-def _as_list(value: object) -> object:
-    """One value is a list of one, and ``1,2,4`` a list of three, as flags write it."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",")]
-    return [value] if isinstance(value, int | float) else value
-
-
-def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [item, {"type": "string"}, {"type": "array", "items": item, "minItems": 1}]})
-
-
-Concurrencies = Annotated[
-    tuple[Positive, ...],
-    BeforeValidator(_as_list),
-    Field(min_length=1),
-    _one_or_more({"type": "integer", "minimum": 1}),
-]
-Rates = Annotated[tuple[Rate, ...], BeforeValidator(_as_list), Field(min_length=1), _one_or_more(RATE.json_schema())]
 Models = Annotated[
     tuple[Annotated[str, StringConstraints(min_length=1)], ...],
-    BeforeValidator(_as_list),
+    BeforeValidator(as_list),
     Field(min_length=1),
-    _one_or_more({"type": "string", "minLength": 1}),
+    one_or_more({"type": "string", "minLength": 1}),
 ]
 
 
@@ -118,9 +61,9 @@ class RequestOptions(Part):
     def _can_be_sent(self) -> RequestOptions:
         for name, value in self.headers.items():
             if not _HEADER_NAME.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
-                raise _refuse(f"expected headers that HTTP allows, got {name!r}")
+                raise refuse(f"expected headers that HTTP allows, got {name!r}")
         if ours := _SENT_BY_US & self.extra.keys():
-            raise _refuse(f"expected keys in extra that request has not itself, got {', '.join(sorted(ours))}")
+            raise refuse(f"expected keys in extra that request has not itself, got {', '.join(sorted(ours))}")
         return self
 
 
@@ -135,7 +78,7 @@ class InputTokens(Part):
     @model_validator(mode="after")
     def _in_order(self) -> InputTokens:
         if self.mean < self.min or (self.max is not None and self.mean > self.max):
-            raise _refuse(f"expected min ≤ mean ≤ max, got {self.min}, {self.mean:g} and {self.max or 'none'}")
+            raise refuse(f"expected min ≤ mean ≤ max, got {self.min}, {self.mean:g} and {self.max or 'none'}")
         return self
 
 
@@ -166,7 +109,7 @@ class PromptEntry(Part):
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptEntry:
-        _exactly_one(file=self.file, text=self.text, messages=self.messages, input_tokens=self.input_tokens)
+        exactly_one(file=self.file, text=self.text, messages=self.messages, input_tokens=self.input_tokens)
         return self
 
     model_config = ConfigDict(
@@ -177,7 +120,7 @@ class PromptEntry(Part):
 def _names_differ(entries: tuple[PromptEntry, ...]) -> tuple[PromptEntry, ...]:
     names = [entry.name for entry in entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise _refuse(f"expected a different name for each entry, got {twice} twice")
+        raise refuse(f"expected a different name for each entry, got {twice} twice")
     return entries
 
 
@@ -187,73 +130,6 @@ class Warmup(Part):
     requests: Count = Field(
         default=2, description="Sent one after another before a model's first level, recorded but never counted."
     )
-
-
-class Stage(Part):
-    """A load held for a while: a closed loop of users, or an open loop at a rate; a list gives one level each."""
-
-    concurrency: Concurrencies | None = Field(
-        default=None, description="Closed loop: this many users, each sends its next request when its last is done."
-    )
-    rates_per_s: Rates | None = Field(
-        default=None,
-        alias="rate",
-        description="Open loop: requests per second on a schedule, whatever the target does.",
-    )
-    arrivals: Literal["constant", "poisson"] | None = Field(
-        default=None, description="Open loop: how arrivals are spaced; poisson unless stated."
-    )
-    duration_s: Annotated[Duration, Field(gt=0)] | None = Field(
-        default=None,
-        alias="duration",
-        description=f"Stop issuing after this; {DEFAULT_DURATION} if requests is absent too.",
-    )
-    requests: Positive | None = Field(
-        default=None, description="Stop issuing after this many; with duration, whichever comes first."
-    )
-    min_requests: Count = Field(default=0, description="Go on past duration until so many are issued.")
-    start_spacing_s: Duration | None = Field(
-        default=None,
-        alias="start_spacing",
-        description=f"Closed loop: time between two users' first requests; {DEFAULT_START_SPACING} unless stated.",
-    )
-    max_in_flight: Positive | None = Field(
-        default=None, description="Open loop: what would exceed it is dropped and counts as failed; no limit if absent."
-    )
-
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["concurrency"]}, {"required": ["rate"]}]})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_defaults(cls, data: Any) -> Any:
-        """Fill what depends on the kind of stage, so that a saved scenario does not depend on our defaults."""
-        if not isinstance(data, dict):
-            return data
-        filled = {"arrivals": "poisson"} if data.get("rate") is not None else {"start_spacing": DEFAULT_START_SPACING}
-        if data.get("duration") is None and data.get("requests") is None:
-            filled["duration"] = DEFAULT_DURATION
-        return filled | {key: value for key, value in data.items() if value is not None or key not in filled}
-
-    @model_validator(mode="after")
-    def _one_loop(self) -> Stage:
-        _exactly_one(concurrency=self.concurrency, rate=self.rates_per_s)
-        strays: dict[str, object] = {"start_spacing": self.start_spacing_s}
-        here, elsewhere = "rate", "concurrency"
-        if self.concurrency is not None:
-            strays = {"arrivals": self.arrivals, "max_in_flight": self.max_in_flight}
-            here, elsewhere = elsewhere, here
-        for key, value in strays.items():
-            if value is not None:
-                raise _refuse(f"expected {key} in a stage with {elsewhere}, got it beside {here}")
-        if self.requests is not None and self.min_requests > self.requests:
-            raise _refuse(f"expected min_requests ≤ requests, got {self.min_requests} and {self.requests}")
-        return self
-
-    def loads(self) -> tuple[Load, ...]:
-        """The loads in the order of the file, one level each."""
-        if self.concurrency is not None:
-            return tuple(Closed(users) for users in self.concurrency)
-        return tuple(Open(rate, self.arrivals or "poisson") for rate in self.rates_per_s or ())
 
 
 class Deadlines(Part):
@@ -269,7 +145,7 @@ class Deadlines(Part):
     @model_validator(mode="after")
     def _in_order(self) -> Deadlines:
         if self.first_token_s > self.total_s:
-            raise _refuse(f"expected first_token ≤ total, got {self.first_token_s:g}s and {self.total_s:g}s")
+            raise refuse(f"expected first_token ≤ total, got {self.first_token_s:g}s and {self.total_s:g}s")
         return self
 
 
@@ -300,7 +176,7 @@ class Slo(Part):
     @model_validator(mode="after")
     def _says_something(self) -> Slo:
         if self.error_rate is None and self.goodput is None and not any(self.limits()):
-            raise _refuse("expected at least one limit, got none")
+            raise refuse("expected at least one limit, got none")
         return self
 
     def limits(self) -> Iterator[tuple[str, str, float]]:

@@ -113,6 +113,13 @@ Rate = Annotated[
     _write_if_given(RATE),
     WithJsonSchema(RATE.json_schema()),
 ]
+RateOrZero = Annotated[
+    float,
+    BeforeValidator(RATE.read),
+    Field(ge=0),
+    _write_if_given(RATE),
+    WithJsonSchema(RATE.json_schema()),
+]
 Share = Annotated[
     float,
     BeforeValidator(SHARE.read),
