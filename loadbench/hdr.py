@@ -11,7 +11,7 @@ import binascii
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -91,6 +91,14 @@ class Hdr:
         self.total += other.total
         self.clipped += other.clipped
         self._widen(other.min_ns, other.max_ns)
+
+    @classmethod
+    def sum_of(cls, parts: Iterable[Hdr]) -> Hdr:
+        """All counts of the parts together."""
+        total = cls()
+        for part in parts:
+            total.merge(part)
+        return total
 
     def reset(self) -> None:
         self._counts.fill(0)

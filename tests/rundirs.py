@@ -28,7 +28,10 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Planned:
-    """A level of a made-up run. ``fails`` is the share of requests that fails, and how."""
+    """A level of a made-up run. ``fails`` is the share of requests that fails, and how.
+
+    For its first ``cold_s`` seconds the first token takes three times as long.
+    """
 
     load: Load
     model: str = "synthetic-edge:1"
@@ -37,6 +40,7 @@ class Planned:
     stream: bool = True
     batches: int = 1
     fails: float = 0.0
+    cold_s: float = 0.0
     outcome: str = "out_of_memory"
     token_source: str = "usage"
     rss_after: int = 130 * MIB
@@ -58,7 +62,7 @@ def write_run(path: Path, levels: Sequence[Planned], *, seed: int = 1, status: s
             samples.writelines(_line(sample) for sample in sorted(made, key=lambda sample: sample.done_ns or 0))
             drained_ns = max([end_ns, *(sample.done_ns or 0 for sample in made)])
             _write_gaps(writer, index, made, start_ns, drained_ns)
-            telemetry += _events(level, index, start_ns, end_ns, drained_ns)
+            telemetry += _events(level, index, start_ns, end_ns, drained_ns, sum(map(_spent_ns, made)))
             now_ns = drained_ns + 500_000_000
     (path / "telemetry.jsonl").write_bytes(b"".join(orjson.dumps(event) + b"\n" for event in telemetry))
     document = _facts(levels, status, now_ns) | facts
@@ -130,7 +134,7 @@ def _samples(level: Planned, index: int, start_ns: int, end_ns: int, randomness:
         seq = 0
         while due_ns < end_ns:
             busy = 1 + int(level.load.rate_per_s * (FIRST_NS + TOKENS * TOKEN_NS) / 1e9)
-            yield _answer(level, index, "load", seq, int(due_ns), busy, randomness)
+            yield _answer(level, index, "load", seq, int(due_ns), busy, randomness, start_ns)
             due_ns += randomness.expovariate(level.load.rate_per_s) * 1e9
             seq += 1
         return
@@ -138,23 +142,30 @@ def _samples(level: Planned, index: int, start_ns: int, end_ns: int, randomness:
     ready_ns = [start_ns + user * 1_000_000 for user in range(level.load.concurrency)]
     while min(ready_ns) < end_ns:
         user = ready_ns.index(min(ready_ns))
-        sample = _answer(level, index, "load", seq, ready_ns[user], level.load.concurrency, randomness)._replace(
-            user=user
-        )
+        busy = level.load.concurrency
+        sample = _answer(level, index, "load", seq, ready_ns[user], busy, randomness, start_ns)._replace(user=user)
         ready_ns[user] = sample.done_ns or 0
         seq += 1
         yield sample
 
 
 def _answer(
-    level: Planned, index: int, phase: str, seq: int, due_ns: int, busy: int, randomness: random.Random
+    level: Planned,
+    index: int,
+    phase: str,
+    seq: int,
+    due_ns: int,
+    busy: int,
+    randomness: random.Random,
+    start_ns: int = 0,
 ) -> Sample:
-    """One request with ``busy`` in flight."""
+    """One request with ``busy`` in flight in a level that began at ``start_ns``."""
     kind = level.kinds[seq % len(level.kinds)]
     tokens = TOKENS * (1 + level.kinds.index(kind))
     shared = max(1.0, busy / level.batches)
     waits = FIRST_NS * (1 if level.batches == 1 else 8) if busy > level.batches else FIRST_NS
     first_ns = int(waits * (shared if level.batches == 1 else 1.0) * randomness.lognormvariate(0, 0.1))
+    first_ns *= 3 if due_ns - start_ns < level.cold_s * 1e9 else 1
     token_ns = int(TOKEN_NS * shared * randomness.lognormvariate(0, 0.05))
     sent_ns = due_ns + randomness.randrange(20_000, 200_000)
     last_ns = sent_ns + first_ns + (tokens - 1) * token_ns
@@ -189,6 +200,10 @@ def _answer(
     )
 
 
+def _spent_ns(sample: Sample) -> int:
+    return (sample.done_ns or 0) - (sample.sent_ns or 0)
+
+
 def _line(sample: Sample) -> bytes:
     return orjson.dumps(sample._asdict()) + b"\n"
 
@@ -207,7 +222,9 @@ def _write_gaps(writer: HlogWriter, index: int, samples: list[Sample], start_ns:
         writer.write(make_tag("gap", kind, index), start_ns, end_ns, hdr)
 
 
-def _events(level: Planned, index: int, start_ns: int, end_ns: int, drained_ns: int) -> Iterator[dict[str, Any]]:
+def _events(
+    level: Planned, index: int, start_ns: int, end_ns: int, drained_ns: int, in_flight_ns: int
+) -> Iterator[dict[str, Any]]:
     yield {"t_ns": start_ns, "event": "level_start", "level": index}
     for t_ns in range(start_ns, drained_ns, 1_000_000_000):
         yield {
@@ -247,6 +264,7 @@ def _events(level: Planned, index: int, start_ns: int, end_ns: int, drained_ns: 
             "steal_share": 0.001,
             "new_connections": 0,
             "connections_opened_before": 8,
+            "in_flight_ns": in_flight_ns,
             "rss_bytes": 71 * MIB,
         },
     }

@@ -28,6 +28,7 @@ from loadbench.report.columns import COLUMNS
 from loadbench.report.console import print_report
 from loadbench.report.markdown import markdown_text
 from loadbench.report.tables import csv_text
+from loadbench.report.words import figure, milliseconds
 from loadbench.report.write import write_report
 from tests import rundirs
 from tests.rundirs import Planned, write_run
@@ -123,6 +124,39 @@ def test_open_loop_shows_response_time_with_service_time_beside_it(
     assert "service" in text.split("──")[0]
 
 
+def test_both_series_of_open_loop_stand_side_by_side_in_every_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = write_report(rundirs.open_loop(tmp_path))
+    latencies = json.loads((tmp_path / "summary.json").read_bytes())["levels"][0]["latency_ms"]
+    row = next(csv.DictReader((tmp_path / "summary.csv").open(encoding="utf-8", newline="")))
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    wide = console(summary, 300, monkeypatch)
+    for metric in ("ttft", "e2e"):
+        title = LATENCIES[metric].title
+        for statistic in ("p50", "p95"):
+            assert f"| {title} {statistic} ms | " in report
+            assert f"| {title} service {statistic} ms | " in report
+            for series in ("service", "response"):
+                value = latencies[metric][series][statistic]
+                assert float(row[f"{metric}_{series}_{statistic}_ms"]) == value
+                assert re.search(rf"~?{re.escape(figure(value))}\b", wide)
+
+
+def test_intervals_are_told_in_report_md_and_the_headlines_on_a_wide_console(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = write_report(write_run(tmp_path, [Planned(Closed(1), duration_s=60.0), Planned(Closed(1))]))
+    sure = summary.levels[0].latency_ms["ttft"]["service"]
+    assert sure.interval_95 is not None
+    assert sure.interval_95.p95 is not None
+    low, high = sure.interval_95.p95
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert f"{milliseconds(sure.p95)} ({milliseconds(low)} to {milliseconds(high)})" in report.replace("\\", "")
+    assert "p95: too few values lie above it" in report.replace("\\", "")
+    assert f"{figure(low)}–{figure(high)}" in console(summary, 250, monkeypatch)
+
+
 def test_an_indicative_value_carries_a_tilde_and_a_footnote_says_what_it_would_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +179,7 @@ def test_a_run_without_streaming_has_no_first_token_column_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = console(write_report(rundirs.non_streaming(tmp_path)), 120, monkeypatch)
-    assert "no TTFT, TPOT, Gap: none streamed or none succeeded" in text
+    assert "no TTFT, TPOT, Gap, Max gap: none streamed or none succeeded" in text
     assert "TTFT" not in text.split("──")[0].rsplit("\n\n", 1)[-1]
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from loadbench.analysis.stats import FLOORS, LEASTS, Floats, describe, describe_hdr, floor_of, nearest_rank
-from loadbench.analysis.steady import drift, effective_n, mser5
 from loadbench.hdr import Hdr
 
 MS = 1e6
@@ -104,45 +103,3 @@ def test_a_histogram_is_described_like_its_values() -> None:
     for name in ("mean", "min", "p50", "p90", "p95", "p99", "max"):
         assert told.value(name) == pytest.approx(exact.value(name), rel=1e-3)
     assert describe_hdr(Hdr()) == describe(milliseconds())
-
-
-def test_mser5_leaves_out_the_warm_up_and_nothing_else() -> None:
-    randomness = np.random.default_rng(4)
-    settled = randomness.normal(100, 1, 200)
-    warm_up = np.concatenate([np.linspace(300, 100, 40), settled])
-    found = mser5(warm_up)
-    assert found is not None
-    assert 30 <= found <= 45
-    assert mser5(np.repeat(100.0, 50)) == 0
-
-
-def test_mser5_says_when_a_series_never_settled() -> None:
-    assert mser5(np.linspace(1, 100, 200)) is None
-    assert mser5(np.ones(7)) is None
-
-
-def test_effective_n_is_n_for_independent_values_and_less_for_sticky_ones() -> None:
-    noise = np.random.default_rng(5).normal(0, 1, 20_000)
-    assert effective_n(noise) == pytest.approx(20_000, rel=0.1)
-    sticky = np.empty_like(noise)
-    sticky[0] = noise[0]
-    for i in range(1, noise.size):
-        sticky[i] = 0.8 * sticky[i - 1] + noise[i]
-    # AR(1): n (1 - φ) / (1 + φ)
-    assert effective_n(sticky) == pytest.approx(20_000 / 9, rel=0.2)
-    assert effective_n(np.ones(100)) == 100
-
-
-def test_drift_is_found_where_there_is_one_and_rarely_where_there_is_none() -> None:
-    randomness = np.random.default_rng(6)
-    slowing = randomness.lognormal(0, 0.2, 90) * np.linspace(100, 200, 90)
-    found = drift(slowing)
-    assert found is not None
-    assert found.first < 125 < 165 < found.last
-    alarms = sum(drift(randomness.lognormal(0, 1, 90)) is not None for _ in range(2_000))
-    assert alarms <= 10
-
-
-def test_drift_is_not_told_from_few_values_or_small_changes() -> None:
-    assert drift(np.linspace(100, 200, 32)) is None
-    assert drift(np.linspace(100, 110, 300)) is None

@@ -7,15 +7,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from loadbench.analysis.metrics import LATENCIES, Window
+from loadbench.analysis.metrics import LATENCIES
 from loadbench.analysis.rundir import RunData
+from loadbench.analysis.span import Span, headline_of
 from loadbench.analysis.stats import FLOORS, NS_PER_MS, Distribution
-from loadbench.analysis.steady import drift
+from loadbench.analysis.steady import FIRST_BINS, drift
 from loadbench.analysis.summary import Caution, Client, ClosedLoad, Latencies, Level, Summary
 from loadbench.outcomes import OUTCOMES
 
 BOUND_SHARE = 0.10  # our lateness against the time to first token: MEASUREMENT.md, "Is it us?"
-BUSY_SHARE = 0.90  # of one core: the event loop has one
+BUSY_SHARE = 0.50  # of one core, and of the calibrated ceiling: beyond, what arrives together waits for its stamp
+FLOOR_TIMES = 10  # so much of our own error must fit into a first-token time
+LAW_SHARE = 0.01
+LAW_MS = 1.0  # a request is in flight some 0.3 ms longer than its stamps say: a turn of an idle loop at either end
 BESIDE_SHARE = 0.10  # of all cores: what we take from a target on the same machine
 STEAL_SHARE = 0.02
 ASKED_SHARE = 0.99
@@ -46,6 +50,8 @@ def client_bound(client: Client, latency_ms: Latencies) -> tuple[str, ...] | Non
                 reasons.append(f"{what} {late_ms:.1f} ms late, {late_ms / first_ms:.0%} of the first-token p50")
     if client.cpu_share is not None and client.cpu_share > BUSY_SHARE:
         reasons.append(f"our process used {client.cpu_share:.0%} of a core")
+    if client.ceiling_share is not None and client.ceiling_share > BUSY_SHARE:
+        reasons.append(f"the load was {client.ceiling_share:.0%} of what this machine was calibrated to take")
     known = (lag_ms is not None or client.loop_lag_p99_ms is not None) and first_ms is not None
     return tuple(reasons) if reasons or known else None
 
@@ -56,14 +62,16 @@ def first_token(latency_ms: Latencies) -> Distribution:
     return ttft if ttft.n else latency_ms["e2e"]["service"]
 
 
-def of_level(level: Level, run: RunData, window: Window) -> tuple[Caution, ...]:
-    """Every doubt about one level."""
+def of_level(level: Level, run: RunData, span: Span, clipped: int) -> tuple[Caution, ...]:
+    """Every doubt about one level; ``clipped`` of its gaps did not fit the histogram."""
     found = (
         *_cut_short(level),
         *_failures(level, run),
         *_samples(level),
-        *_steady(level, window),
-        *_ours(level, run, window),
+        *_warm_up(level, span),
+        *_steady(level, span),
+        *_ours(level, run, span),
+        *_measurement(level, run, clipped),
         *_target(level),
     )
     return tuple(Caution(about, place(level), reason, advice) for about, reason, advice in found)
@@ -82,9 +90,11 @@ def _failures(level: Level, run: RunData) -> Found:
     attempted, ok = level.requests.attempted, level.requests.ok
     for name, count in level.requests.failed.items():
         outcome = OUTCOMES.get(name)
-        meaning, advice = (outcome.meaning, outcome.advice) if outcome else ("not a known outcome", "")
+        unknown = ("not a known outcome", "report it: another version of loadbench may have written this run")
+        meaning, advice = (outcome.meaning, outcome.advice) if outcome else unknown
         detail = run.details.get((level.index, name))
         reason = f"{count} of {attempted} requests: {meaning}" + (f" ({detail})" if detail else "")
+        reason += "; the percentiles lack these, the slowest: p99_all counts them" if name == "censored" else ""
         yield name, reason, advice
     if attempted == 0:
         yield "nothing_sent", "no request was sent", "give the level more time or a higher rate"
@@ -111,15 +121,35 @@ def _samples(level: Level) -> Found:
         yield "chunks_counted_as_tokens", reason, "compare tok/s with endpoints that are counted the same way only"
 
 
-def _steady(level: Level, window: Window) -> Found:
-    metric = "ttft" if level.latency_ms["ttft"]["service"].n else "e2e"
-    if stamps := LATENCIES[metric].series[level.headline]:
-        order = np.argsort(window.samples.due_ns)
-        values_ns = stamps(window.samples)[order][window.ok[order]]
-        if found := drift(values_ns[~np.isnan(values_ns)]):
-            before, after = f"{found.first / NS_PER_MS:.1f} ms", f"{found.last / NS_PER_MS:.1f} ms"
-            reason = f"{LATENCIES[metric].title} p50 went from {before} in the first third to {after} in the last"
-            yield "drift", reason, "no percentile describes both: find out what changed, or run it longer"
+def _warm_up(level: Level, span: Span) -> Found:
+    begun = span.beginning
+    if begun is None:
+        return
+    metric, _ = headline_of(span.samples, span.ok, span.headline)
+    first, rest = f"{begun.first / NS_PER_MS:.1f} ms", f"{begun.rest / NS_PER_MS:.1f} ms"
+    began = f"{LATENCIES[metric].title} was {first} on average in the first {FIRST_BINS} s"
+    longer = f"make it longer than {math.ceil(2 * (level.window_s + (level.warmup_trimmed_s or 0)))}s"
+    if begun.cut is None:
+        advice = f"no percentile describes it: find out what changes, or {longer}"
+        yield "never_settled", f"{began} and {rest} in the second half, and no steady state came between", advice
+    elif level.warmup_trimmed_s:
+        reason = (
+            f"{began} and {rest} later: {level.warmup_trimmed_s:.0f} s are left out of the window and all latencies"
+        )
+        yield "warmup", reason, "raise warmup: {requests: …} to have it before the level"
+    else:
+        reason = f"{began} and {rest} later, and too few requests to leave that out: no firm percentile may be lost"
+        yield "warmup_kept", reason, f"raise warmup: {{requests: …}}, or {longer}"
+
+
+def _steady(level: Level, span: Span) -> Found:
+    metric, values_ns = headline_of(span.samples, span.ok, span.headline)
+    settled = span.beginning is None or span.beginning.cut is not None
+    found = drift(values_ns[span.inside & ~np.isnan(values_ns)])
+    if found and settled and not span.changes:
+        before, after = f"{found.first / NS_PER_MS:.1f} ms", f"{found.last / NS_PER_MS:.1f} ms"
+        reason = f"{LATENCIES[metric].title} p50 went from {before} in the first third to {after} in the last"
+        yield "drift", reason, "no percentile describes both: find out what changed, or run it longer"
     if isinstance(level.load, ClosedLoad) and level.concurrency_reached is not None:
         users = level.load.concurrency
         if level.concurrency_reached < REACHED_SHARE * users:
@@ -127,7 +157,7 @@ def _steady(level: Level, window: Window) -> Found:
             yield "concurrency_missed", reason, "make the level longer, or see why users waited"
 
 
-def _ours(level: Level, run: RunData, window: Window) -> Found:
+def _ours(level: Level, run: RunData, span: Span) -> Found:
     client = level.client
     if client.bound:
         advice = "give the client a machine of its own, or lower the load"
@@ -142,18 +172,35 @@ def _ours(level: Level, run: RunData, window: Window) -> Found:
     if client.new_connections:
         reason = f"{client.new_connections} connections were opened inside the level; lag and response time hold it"
         yield "new_connections", reason, "see whether the server closes connections"
-    due = np.count_nonzero(window.samples.due_ns <= window.end_ns)
-    sent = np.count_nonzero(window.samples.sent_ns <= window.end_ns)
+    due = np.count_nonzero(span.samples.due_ns <= span.end_ns)
+    sent = np.count_nonzero(span.samples.sent_ns <= span.end_ns)
     if level.load.kind == "open" and due and sent < ASKED_SHARE * due:
         reason = f"{sent} of {due} requests that were due left in time ({sent / due:.1%})"
         yield "rate_missed", reason, "lower the rate: this level's load is not the one that was asked for"
-    clipped = sum(hdr.clipped for (index, _), hdr in run.gaps.items() if index == level.index)
-    if clipped:
-        yield (
-            "clipped_gaps",
-            f"{clipped} gaps did not fit the histogram (over 73 minutes)",
-            "look at max_gap_ns in the samples",
+
+
+def _measurement(level: Level, run: RunData, clipped: int) -> Found:
+    """Where our own instruments are at their end."""
+    first_ms = first_token(level.latency_ms).p50
+    error_ms = (run.facts.get("calibration") or {}).get("ttft_error_p99_ms")
+    if first_ms is not None and error_ms is not None and first_ms < FLOOR_TIMES * error_ms:
+        reason = (
+            f"the first token's p50 of {first_ms:.2g} ms is under {FLOOR_TIMES} times our error ({error_ms:.2g} ms)"
         )
+        yield (
+            "near_the_floor",
+            reason,
+            "take such times for upper bounds; `loadbench calibrate` measures the error anew",
+        )
+    law, e2e_ms = level.littles_law_error, level.latency_ms["e2e"]["service"].mean
+    # What our own lateness adds is client-bound's to tell; nothing of ours can take away.
+    late_ms = max(LAW_MS, level.client.loop_lag_p99_ms or 0.0) if law is not None and law > 0 else 0.0
+    if law is not None and abs(law) > LAW_SHARE and abs(law) * (e2e_ms or 0.0) > late_ms:
+        reason = f"what was counted in flight is {abs(law):.1%} {'above' if law > 0 else 'below'} throughput × latency"
+        yield "littles_law", reason, "do not trust this level: our counts or our stamps are wrong; please report it"
+    if clipped:
+        reason = f"{clipped} gaps did not fit the histogram (over 73 minutes)"
+        yield "clipped_gaps", reason, "look at max_gap_ns in the samples"
 
 
 def _target(level: Level) -> Found:

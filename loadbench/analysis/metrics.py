@@ -15,6 +15,8 @@ import numpy as np
 from loadbench.analysis.rundir import Mask, Samples
 from loadbench.analysis.stats import Distribution, Floats
 
+STALL_NS = 1_000_000_000  # of records.Sample.stall_ns
+
 Series = Literal["service", "response"]
 Stamps = Callable[[Samples], Floats]
 
@@ -37,14 +39,15 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What rates are made of: a level's samples and the time in which it was under its load.
+    """What rates are made of: a level's samples and the time in which it was under its load, without its warm-up.
 
-    ``good`` marks the requests that met the SLO, None where there is none for single requests. ``latency_ms`` is by
-    metric and series.
+    ``inside`` marks the requests that were due in that time; ``good`` those that met the SLO, None where there is none
+    for single requests. ``latency_ms`` is by metric and series.
     """
 
     samples: Samples
     ok: Mask
+    inside: Mask
     good: Mask | None
     start_ns: int
     end_ns: int
@@ -109,9 +112,22 @@ def _goodput(window: Window) -> float | None:
 
 
 def _goodput_share(window: Window) -> float | None:
-    if window.good is None or not len(window.samples):
+    if window.good is None or not window.inside.any():
         return None
-    return float(np.count_nonzero(window.good)) / len(window.samples)
+    return float(window.good[window.inside].mean())
+
+
+def _stalled_share(window: Window) -> float | None:
+    largest_ns = window.samples.max_gap_ns[window.inside]
+    several = ~np.isnan(largest_ns)
+    return float((largest_ns[several] > STALL_NS).mean()) if several.any() else None
+
+
+def _stall_time_share(window: Window) -> float | None:
+    samples = window.samples
+    streaming_ns = samples.last_token_ns - samples.first_token_ns
+    several = window.inside & ~np.isnan(samples.stall_ns) & (streaming_ns > 0)
+    return float(samples.stall_ns[several].sum() / streaming_ns[several].sum()) if several.any() else None
 
 
 LATENCIES: dict[str, Metric] = {
@@ -148,6 +164,12 @@ LATENCIES: dict[str, Metric] = {
             "Gap",
             "Time between two content chunks of an answer; every gap counts, so a freeze is one gap among hundreds.",
             {"service": None},
+        ),
+        Metric(
+            "max_gap",
+            "Max gap",
+            "The largest gap of each request: a freeze of two seconds, which all the other gaps hide, is told here.",
+            {"service": lambda s: s.max_gap_ns},
         ),
         Metric(
             "lag",
@@ -196,6 +218,22 @@ RATES: dict[str, Rate] = {
             "share",
             "Requests that succeeded within every latency limit of the SLO ÷ requests attempted.",
             _goodput_share,
+        ),
+        Rate(
+            "stalled_share",
+            "Stalled",
+            "share",
+            "Answers with a gap over 1 s ÷ answers of more than one chunk, failed ones included.",
+            _stalled_share,
+            lower_is_better=True,
+        ),
+        Rate(
+            "stall_time_share",
+            "Time stalled",
+            "share",
+            "Time in gaps over 1 s ÷ time from the first to the last token, all these answers together.",
+            _stall_time_share,
+            lower_is_better=True,
         ),
     )
 }

@@ -5,8 +5,8 @@ A million samples take seconds and some hundred megabytes: lines are parsed a bl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from loadbench.errors import UsageError
 from loadbench.hdr import Hdr, HlogReader, split_tag
 
 SCHEMA = 1
+HISTOGRAMS = "histograms.hlog"
 BLOCK_BYTES = 128 << 10  # some 300 lines, whose dicts stay in the cache; a third faster than 4 MiB
 
 Codes = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,9 @@ class Samples:
     def __len__(self) -> int:
         return self.level.size
 
-    def take(self, mask: Mask) -> Samples:
-        """The samples where the mask is true."""
-        return replace(self, **{column: getattr(self, column)[mask] for column in COLUMNS})
+    def take(self, which: Mask | Places) -> Samples:
+        """The samples where the mask is true, or those at these places, in their order."""
+        return replace(self, **{column: getattr(self, column)[which] for column in COLUMNS})
 
     def said(self, column: Codes, word: str) -> Mask:
         """Where a column of words holds this one."""
@@ -86,14 +88,21 @@ class LevelEvents:
     issue_end_ns: int | None = None
     ended_by: str | None = None
     end: dict[str, Any] | None = None
-    ticks: list[dict[str, Any]] = field(default_factory=list)
+    last_tick_ns: int = 0
+    peak_rss_bytes: int | None = None
+
+    def tick(self, event: dict[str, Any]) -> None:
+        """Keep what is asked for of a run that was cut off, and not the ticks: an hour has thousands."""
+        self.last_tick_ns, rss_bytes = event["t_ns"], event["target_rss_bytes"]
+        if rss_bytes is not None:
+            self.peak_rss_bytes = max(rss_bytes, self.peak_rss_bytes or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """A run directory, read. ``gaps`` are by level and kind of prompt; ``torn`` counts unreadable lines by file.
+    """A run directory, read, but for its histograms. ``details`` keeps the first error text of each (level, outcome).
 
-    ``details`` keeps the first error text of each (level, outcome).
+    ``torn`` counts unreadable lines by file, those of the histogram log once `read_gaps` has read it.
     """
 
     path: Path
@@ -102,7 +111,6 @@ class RunData:
     details: dict[tuple[int, str], str]
     levels: tuple[LevelEvents, ...]
     last_event_ns: int
-    gaps: dict[tuple[int, str], Hdr]
     torn: dict[str, int]
 
 
@@ -110,10 +118,8 @@ def read(path: Path) -> RunData:
     """The run in this directory; UsageError where it is none."""
     facts = _facts(path)
     torn: dict[str, int] = {}
-    # Load processes write into folders of their own, which are merged at the end: not where a run was killed.
-    parts = [path, *sorted((path / "shards").glob("*"))]
     try:
-        samples, details = _samples([part / "samples.jsonl" for part in parts], torn)
+        samples, details = _samples(_parts(path, "samples.jsonl"), torn)
         levels, last_event_ns = _telemetry(path / "telemetry.jsonl", torn)
     except KeyError as error:
         raise UsageError(f"{path}: expected {error} on every line of its JSON lines, found one without") from error
@@ -124,9 +130,13 @@ def read(path: Path) -> RunData:
         details=details,
         levels=levels,
         last_event_ns=last_event_ns,
-        gaps=_gaps([part / "histograms.hlog" for part in parts], torn),
         torn=torn,
     )
+
+
+def _parts(path: Path, name: str) -> list[Path]:
+    """The file of this name, and those of load processes that were killed before theirs were merged into it."""
+    return [part / name for part in (path, *sorted((path / "shards").glob("*")))]
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -212,7 +222,7 @@ def _telemetry(path: Path, torn: dict[str, int]) -> tuple[tuple[LevelEvents, ...
             case "level_start":
                 levels[event["level"]] = LevelEvents(event["level"], event["t_ns"])
             case "tick" if level:
-                level.ticks.append(event)
+                level.tick(event)
             case "issue_end" if level:
                 level.issue_end_ns, level.ended_by = event["t_ns"], event["reason"]
             case "level_end" if level:
@@ -220,13 +230,20 @@ def _telemetry(path: Path, torn: dict[str, int]) -> tuple[tuple[LevelEvents, ...
     return tuple(levels[index] for index in sorted(levels)), last_ns
 
 
-def _gaps(paths: Sequence[Path], torn: dict[str, int]) -> dict[tuple[int, str], Hdr]:
-    gaps: dict[tuple[int, str], Hdr] = {}
-    for path in (path for path in paths if path.exists()):
+def read_gaps(run: RunData, since_ns: Mapping[int, float]) -> dict[int, dict[str, Hdr]]:
+    """For each level in ``since_ns`` the histograms of its gaps by kind of prompt, from that moment on.
+
+    They are kept by the second: one that is more than half over by then is left out.
+    """
+    gaps: dict[int, dict[str, Hdr]] = {level: {} for level in since_ns}
+    run.torn.pop(HISTOGRAMS, None)
+    for path in (path for path in _parts(run.path, HISTOGRAMS) if path.exists()):
         reader = HlogReader(path, lambda tag: tag is not None and tag.startswith("gap."))
         for interval in reader:
-            if parts := split_tag(interval.tag or ""):
-                gaps.setdefault((parts[2], parts[1]), Hdr()).merge(interval.hdr)
+            _, kind, level = split_tag(interval.tag or "") or ("", "", -1)
+            middle_ns = (interval.start_s + interval.length_s / 2) * 1e9
+            if level in gaps and middle_ns >= since_ns[level]:
+                gaps[level].setdefault(kind, Hdr()).merge(interval.hdr)
         if reader.torn:
-            torn[path.name] = torn.get(path.name, 0) + reader.torn
+            run.torn[HISTOGRAMS] = run.torn.get(HISTOGRAMS, 0) + reader.torn
     return gaps

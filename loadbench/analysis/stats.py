@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,13 +40,25 @@ FLOORS = {name: floor_of(share) for name, share in PERCENTILES.items()}
 LEASTS = {name: least_of(share) for name, share in PERCENTILES.items()}
 
 
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """95 % confidence intervals; that of p95 is None where too few values lie above it."""
+
+    mean: Range
+    p50: Range | None
+    p95: Range | None
+
+
 @dataclass(frozen=True, slots=True)
 class Distribution:
     """Percentiles of the successful requests, by nearest rank. ``n`` 0 leaves all but ``p99_all`` None.
 
     ``indicative`` names the percentiles that stand on fewer samples than ``FLOORS`` asks for; one that is None stands
     on too few to be told from the maximum. ``p99_all`` counts failed requests as infinite: ``"inf"`` where more than
-    1 % failed.
+    1 % failed. ``interval_95`` is given only where it holds; else ``not_estimable`` says why not.
     """
 
     n: int
@@ -60,6 +72,8 @@ class Distribution:
     max: float | None = None
     p99_all: float | Literal["inf"] | None = None
     indicative: tuple[str, ...] = ()
+    interval_95: Intervals | None = None
+    not_estimable: str | None = None
 
     def value(self, name: str) -> float | None:
         """The percentile, mean or extreme of this name."""
@@ -97,7 +111,7 @@ def describe(values_ns: Floats, failed: int | None = None) -> Distribution:
             indicative.append("p99_all")
     if not n:
         return Distribution(0, p99_all=p99_all, indicative=tuple(indicative))
-    percentiles = {name: float(ordered[nearest_rank(share, n) - 1]) for name, share in _told(n).items()}
+    percentiles: dict[str, Any] = {name: float(ordered[nearest_rank(share, n) - 1]) for name, share in _told(n).items()}
     return Distribution(
         n=n,
         mean=float(ordered.mean()),
@@ -115,11 +129,12 @@ def describe_hdr(hdr: Hdr) -> Distribution:
         return Distribution(0)
     told = _told(hdr.total)
     values_ns = {name: hdr.percentile(100 * share) for name, share in told.items()}
+    percentiles: dict[str, Any] = {name: ns / NS_PER_MS for name, ns in values_ns.items() if ns is not None}
     return Distribution(
         n=hdr.total,
         mean=hdr.mean_ns / NS_PER_MS,
         min=hdr.min_ns / NS_PER_MS,
         max=hdr.max_ns / NS_PER_MS,
         indicative=tuple(name for name in told if hdr.total < FLOORS[name]),
-        **{name: value_ns / NS_PER_MS for name, value_ns in values_ns.items() if value_ns is not None},
+        **percentiles,
     )

@@ -10,6 +10,10 @@ import numpy as np
 from loadbench.analysis.stats import Floats, floor_of
 
 BATCH = 5
+LEAST_BINS = (
+    30  # six batches: with four MSER-5 can choose between two cuts, and a clear warm-up looks like no steady state
+)
+FIRST_BINS = 3
 SURE_Z = 3.29  # two-sided 0.1 %: one false alarm in a thousand levels
 
 
@@ -28,23 +32,44 @@ def mser5(series: Floats) -> int | None:
     return None if best == limit else best * BATCH
 
 
-def effective_n(series: Floats) -> float:
-    """How many independent values the series is worth for its mean: n / (1 + 2 Σ autocorrelation).
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """How a series begins: ``cut`` leading values are warm-up, None: it never settled.
 
-    The sum ends where a pair of neighbouring lags is no longer positive: Geyer's initial positive sequence (1992).
+    ``first`` is the mean of its first values, ``rest`` that of what is kept, or of the second half of what never
+    settled.
     """
-    n = series.size
-    around = series - series.mean()
-    power = float(np.dot(around, around))
-    if n < 4 or power == 0.0:
-        return float(n)
-    # Zero-padded, or the end of the series would be correlated with its beginning.
-    spectrum = np.fft.rfft(around, 2 * n)
-    correlation = np.fft.irfft(spectrum * spectrum.conj())[: n // 2 * 2].reshape(-1, 2) / power
-    pairs = correlation.sum(axis=1)
-    ends = np.flatnonzero(pairs <= 0)
-    kept = float(pairs[: int(ends[0]) if ends.size else pairs.size].sum())
-    return n / max(2 * kept - 1, 1.0)  # the first pair holds lag 0, which counts once
+
+    cut: int | None
+    first: float
+    rest: float
+
+
+def beginning(series: Floats, least_share: float = 0.2) -> Beginning | None:
+    """What MSER-5 would leave out, where that is a warm-up; None where the series begins as it goes on.
+
+    By itself MSER-5 cuts 30 to 70 % of stationary series of this length: something always has the least error. A
+    warm-up is there from the start and for a while, and it matters: the first three values lie outside everything
+    that is kept, on one side, and a fifth away from its mean. Of stationary AR(1) series that finds one in at most 1 of
+    100 where φ is 0.5, 5 where it is 0.8; a freeze in mid-series, which MSER-5 would cut out with all before it, stays.
+    """
+    if series.size < LEAST_BINS:
+        return None
+    cut = mser5(series)
+    if cut == 0:
+        return None
+    first, kept = series[:FIRST_BINS], series[series.size // 2 if cut is None else cut :]
+    apart = first.max() < kept.min() or first.min() > kept.max()
+    matters = abs(first.mean() - kept.mean()) > least_share * kept.mean()
+    return Beginning(cut, float(first.mean()), float(kept.mean())) if apart and matters else None
+
+
+def per_second(values: Floats, seconds: Floats) -> tuple[Floats, Floats]:
+    """The seconds in which there are values, and their means in each."""
+    bins = seconds.astype(np.int64)
+    counts = np.bincount(bins)
+    filled = np.flatnonzero(counts)
+    return filled.astype(np.float64), np.bincount(bins, values)[filled] / counts[filled]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,25 @@
 """Makes the Summary of a run from its directory's columns and events: the order of things, level by level.
 
-What a number means is in ``metrics``, how sure it is in ``stats``, doubts are in ``cautions``, words in ``verdict``.
+What a number means is in ``metrics``, which requests count in ``span``, how sure it is in ``stats`` and ``interval``;
+doubts are in ``cautions``, words in ``verdict``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from loadbench.analysis import cautions, slo, verdict
-from loadbench.analysis.metrics import LATENCIES, RATES, Series, Window
-from loadbench.analysis.rundir import LevelEvents, Mask, RunData, Samples
-from loadbench.analysis.stats import NS_PER_MS, describe, describe_hdr
+from loadbench.analysis.interval import MOST_LOAD, queue_needs
+from loadbench.analysis.measured import Measured
+from loadbench.analysis.metrics import RATES, Window
+from loadbench.analysis.rundir import LevelEvents, RunData, read_gaps
+from loadbench.analysis.span import Span, littles_law_error, span_of
+from loadbench.analysis.stats import FLOORS, NS_PER_MS
 from loadbench.analysis.summary import (
     SCHEMA,
     Client,
@@ -24,15 +29,15 @@ from loadbench.analysis.summary import (
     Level,
     Model,
     OpenLoad,
-    Requests,
     Rss,
+    ShapedLoad,
     Summary,
     Target,
-    Tokens,
     Verdict,
 )
 from loadbench.errors import UsageError
 from loadbench.hdr import Hdr
+from loadbench.records import Open
 from loadbench.scenario.schema import Slo
 
 
@@ -40,7 +45,13 @@ def summarise(run: RunData) -> Summary:
     """Everything that is told about a run."""
     facts = run.facts
     objective = _slo(run)
-    levels = tuple(_level(run, events, objective) for events in run.levels)
+    spans = [span_of(run, events) for events in run.levels]
+    gaps = read_gaps(run, {span.events.index: span.since_ns for span in spans})
+    best = _best_rates(spans)
+    levels = tuple(
+        _level(run, span, gaps[span.events.index], _no_interval(span, best[span.plan["model"]]), objective)
+        for span in spans
+    )
     end = facts["anchors"]["end"]
     end_ns = end["monotonic_ns"] - facts["anchors"]["start"]["monotonic_ns"] if end else _last_ns(run)
     summary = Summary(
@@ -92,121 +103,89 @@ def _model(model: dict[str, Any]) -> Model:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """A level's samples of the load phase, and which of them succeeded."""
-
-    samples: Samples
-    ok: Mask
-    sent: Mask
-
-    @classmethod
-    def of(cls, samples: Samples) -> _Measured:
-        return cls(samples, samples.said(samples.outcome, "ok"), ~np.isnan(samples.sent_ns))
-
-    def requests(self) -> Requests:
-        outcomes = self.samples.counts(self.samples.outcome)
-        return Requests(len(self.samples), outcomes.pop("ok", 0), outcomes)
-
-    def tokens(self) -> Tokens:
-        output = self.samples.output_tokens[self.ok]
-        return Tokens(
-            input_mean=_mean(self.samples.input_tokens[self.ok]),
-            output_mean=_mean(output),
-            output_total=int(np.nansum(output)),
-            source=self.samples.counts(self.samples.token_source[self.ok]),
-        )
-
-    def latencies(self, gaps: Hdr) -> Latencies:
-        """Every series of every metric; what no successful request has is empty."""
-        counted = {"ok": self.ok, "sent": self.sent}
-        latencies: Latencies = {}
-        for metric in LATENCIES.values():
-            latencies[metric.name] = {}
-            for series, stamps in metric.series.items():
-                if stamps is None:
-                    latencies[metric.name][series] = describe_hdr(gaps)
-                    continue
-                values_ns = stamps(self.samples)[counted[metric.of]]
-                # Failures count where the metric applies to these requests at all; non-streaming ones have no TTFT.
-                applies = metric.of == "ok" and not (values_ns.size and np.isnan(values_ns).all())
-                failed = int(np.count_nonzero(~self.ok)) if applies else None
-                latencies[metric.name][series] = describe(values_ns, failed)
-        return latencies
+def _window(span: Span) -> Window:
+    return Window(span.samples, span.ok, span.inside, None, span.start_ns, span.end_ns, {})
 
 
-def _mean(values: Any) -> float | None:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else None
+def _best_rates(spans: Sequence[Span]) -> dict[str, float]:
+    """The most successful requests per second that each model was seen to give: what stands for its capacity.
+
+    A level of few requests says little of either.
+    """
+    best = {span.plan["model"]: 0.0 for span in spans}
+    for span in spans:
+        rate, model = RATES["requests_per_s"].how(_window(span)), span.plan["model"]
+        if np.count_nonzero(span.ok) >= FLOORS["p50"]:
+            best[model] = max(best[model], rate or 0.0)
+    return best
 
 
-def _level(run: RunData, events: LevelEvents, objective: Slo | None) -> Level:
-    plan = run.facts["levels"][events.index]
-    load = _load(plan["load"])
-    headline: Series = "service" if isinstance(load, ClosedLoad) else "response"
-    everything = run.samples
-    measured = _Measured.of(
-        everything.take((everything.level == events.index) & everything.said(everything.phase, "load"))
-    )
-    samples = measured.samples
-    gaps = {kind: hdr for (level, kind), hdr in run.gaps.items() if level == events.index}
-    latency_ms = measured.latencies(_merged(gaps))
-    requests = measured.requests()
-    end_ns = _window_end_ns(events, samples)
-    good = slo.good(objective, samples, measured.ok, headline) if objective else None
-    window = Window(samples, measured.ok, good, events.start_ns, end_ns, latency_ms)
+def _no_interval(span: Span, best_per_s: float) -> str | None:
+    """Why this level allows no confidence intervals; None: nothing that is known beforehand forbids them."""
+    window = _window(span)
+    if span.beginning is not None and not span.trimmed_s:
+        return "the level was not steady"
+    if span.changes:
+        return "the rate changes by plan"
+    if span.plan["load"]["kind"] == "closed":
+        return None
+    asked_per_s = window.per_s(int(np.count_nonzero(window.inside)))
+    if not asked_per_s or not best_per_s:
+        return "no throughput was seen to hold the rate against"
+    share = asked_per_s / best_per_s
+    asked = f"{asked_per_s:.3g}/s were asked for, {share:.0%} of the best throughput seen"
+    if share > MOST_LOAD:
+        return f"{asked}; intervals hold up to {MOST_LOAD:.0%}"
+    n, needed = int(np.count_nonzero(span.ok & window.inside)), queue_needs(share)
+    return f"{asked}, where an interval takes {needed:,} requests; these are {n:,}" if n < needed else None
+
+
+def _level(run: RunData, span: Span, gaps: dict[str, Hdr], no_interval: str | None, objective: Slo | None) -> Level:
+    plan, events, window = span.plan, span.events, _window(span)
+    everything = Measured.of(span.samples)
+    counted = Measured.of(span.samples.take(window.inside)) if span.trimmed_s else everything
+    latency_ms = counted.latencies(Hdr.sum_of(gaps.values()), no_interval)
+    requests = everything.requests()
+    good = slo.good(objective, span.samples, span.ok, span.headline) if objective else None
+    window = replace(window, good=good, latency_ms=latency_ms)
     throughput = {rate.name: rate.how(window) for rate in RATES.values()}
+    sent_ns = span.samples.sent_ns
+    issued_per_s = window.per_s(int(np.count_nonzero((sent_ns >= span.start_ns) & (sent_ns <= span.end_ns))))
     level = Level(
         index=events.index,
         stage=plan["stage"],
         model=plan["model"],
-        load=load,
-        headline=headline,
+        load=_load(plan["load"]),
+        headline=span.headline,
         complete=bool(events.end and events.end["complete"]),
         ended_by=events.ended_by,
         started_s=events.start_ns / 1e9,
         window_s=window.seconds,
+        warmup_trimmed_s=span.trimmed_s,
         requests=requests,
         throughput=throughput,
         concurrency_reached=_in_flight(window),
-        issued_per_s=window.per_s(int(np.count_nonzero(samples.sent_ns <= end_ns))),
+        issued_per_s=issued_per_s,
+        littles_law_error=littles_law_error(span),
         latency_ms=latency_ms,
-        tokens=measured.tokens(),
-        by_kind=_by_kind(samples, gaps),
-        client=_client(events.end["client"] if events.end else {}, latency_ms),
+        tokens=everything.tokens(),
+        by_kind=_by_kind(span, gaps),
+        client=_client(run, span, latency_ms, throughput, issued_per_s),
         target=_target(events),
-        slo=slo.judge(objective, requests, latency_ms, throughput["goodput_share"], headline) if objective else (),
+        slo=slo.judge(objective, requests, latency_ms, throughput["goodput_share"], span.headline) if objective else (),
         cautions=(),
     )
-    return replace(level, cautions=cautions.of_level(level, run, window))
+    clipped = sum(hdr.clipped for hdr in gaps.values())
+    return replace(level, cautions=cautions.of_level(level, run, span, clipped))
 
 
 def _load(load: dict[str, Any]) -> ClosedLoad | OpenLoad:
     if load["kind"] == "closed":
         return ClosedLoad(load["concurrency"])
-    return OpenLoad(load["rate_per_s"], load["arrivals"])
-
-
-def _merged(gaps: dict[str, Hdr]) -> Hdr:
-    merged = Hdr()
-    for hdr in gaps.values():
-        merged.merge(hdr)
-    return merged
-
-
-def _window_end_ns(events: LevelEvents, samples: Samples) -> int:
-    """When the level stopped issuing, which is the end of what is measured at its load.
-
-    Where it was cut off before, the last thing that happened in it. Where it stopped so early that fewer than half of
-    its requests had ended (eight users, eight requests), the end of the last: else nothing would be inside.
-    """
-    done_ns = samples.done_ns[~np.isnan(samples.done_ns)]
-    last_ns = int(done_ns.max()) if done_ns.size else events.start_ns
-    if events.issue_end_ns is None:
-        last_tick_ns: int = events.ticks[-1]["t_ns"] if events.ticks else 0
-        return max(last_ns, last_tick_ns)
-    ended = np.count_nonzero(done_ns <= events.issue_end_ns)
-    return events.issue_end_ns if 2 * ended >= len(samples) else max(last_ns, events.issue_end_ns)
+    found = Open.from_json(load)
+    if not (found.burstiness or found.ramp or found.trace):
+        return OpenLoad(found.rate_per_s, found.arrivals)
+    return ShapedLoad(found.rate_per_s, found.arrivals, "open", found.burstiness, found.ramp, found.trace)
 
 
 def _in_flight(window: Window) -> float | None:
@@ -217,22 +196,29 @@ def _in_flight(window: Window) -> float | None:
     return window.per_s(float(np.nansum(np.maximum(inside_ns, 0.0))) / 1e9)
 
 
-def _by_kind(samples: Samples, gaps: dict[str, Hdr]) -> tuple[Kind, ...]:
+def _by_kind(span: Span, gaps: dict[str, Hdr]) -> tuple[Kind, ...]:
     """Each kind of prompt on its own, where there are several."""
+    samples = span.samples
     kinds = samples.counts(samples.kind)
     if len(kinds) < 2:
         return ()
     told = []
     for kind in kinds:
-        measured = _Measured.of(samples.take(samples.said(samples.kind, kind)))
-        told.append(Kind(kind, measured.requests(), measured.tokens(), measured.latencies(gaps.get(kind) or Hdr())))
+        mine = samples.said(samples.kind, kind)
+        everything, counted = Measured.of(samples.take(mine)), Measured.of(samples.take(mine & span.inside))
+        latency_ms = counted.latencies(gaps.get(kind) or Hdr(), "told of the whole level only")
+        told.append(Kind(kind, everything.requests(), everything.tokens(), latency_ms))
     return tuple(told)
 
 
-def _client(facts: dict[str, Any], latency_ms: Latencies) -> Client:
+def _client(
+    run: RunData, span: Span, latency_ms: Latencies, throughput: dict[str, float | None], issued_per_s: float | None
+) -> Client:
+    facts = span.events.end["client"] if span.events.end else {}
     client = Client(
         bound=None,
         cpu_share=facts.get("cpu_share"),
+        ceiling_share=_ceiling_share(run, span, throughput["output_tokens_per_s"], issued_per_s),
         loop_lag_p99_ms=_ms(facts.get("loop_lag_p99_ns")),
         loop_lag_max_ms=_ms(facts.get("loop_lag_max_ns")),
         gc_pauses=facts.get("gc_pauses"),
@@ -245,6 +231,22 @@ def _client(facts: dict[str, Any], latency_ms: Latencies) -> Client:
     return replace(client, bound=because if because is None else bool(because), bound_because=because or ())
 
 
+def _ceiling_share(run: RunData, span: Span, tokens_per_s: float | None, issued_per_s: float | None) -> float | None:
+    """How much of what this machine was calibrated to take the level took; the greater of events and requests."""
+    calibration, processes = run.facts.get("calibration") or {}, run.facts.get("workers") or 1
+    chunks, tokens = float(span.samples.chunks.sum()), float(np.nansum(span.samples.output_tokens))
+    events_per_s = tokens_per_s * chunks / tokens if tokens_per_s and tokens else None
+    shares = [
+        per_s / (processes * ceiling)
+        for per_s, ceiling in (
+            (events_per_s, calibration.get("events_per_s")),
+            (issued_per_s, calibration.get("requests_per_s")),
+        )
+        if per_s is not None and ceiling
+    ]
+    return max(shares, default=None)
+
+
 def _ms(nanoseconds: float | None) -> float | None:
     return None if nanoseconds is None else nanoseconds / NS_PER_MS
 
@@ -253,7 +255,4 @@ def _target(events: LevelEvents) -> Target:
     if events.end:
         target, rss = events.end["target"], events.end["target"]["rss_bytes"]
         return Target(target["state"], tuple(target["evidence"]), Rss(rss["before"], rss["peak"], rss["after"]))
-    peak = max(
-        (tick["target_rss_bytes"] for tick in events.ticks if tick["target_rss_bytes"] is not None), default=None
-    )
-    return Target(None, (), Rss(peak=peak))
+    return Target(None, (), Rss(peak=events.peak_rss_bytes))

@@ -6,8 +6,6 @@ What never happened or could not be known is None (null), never 0. Filling them 
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +13,7 @@ from pydantic import TypeAdapter
 
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
 from loadbench.analysis.stats import Distribution
+from loadbench.records import Ramp, Trace
 
 SCHEMA = 1
 
@@ -40,6 +39,15 @@ class OpenLoad:
     rate_per_s: float
     arrivals: str
     kind: Literal["open"] = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class ShapedLoad(OpenLoad):
+    """A schedule that is more than a rate: gamma arrivals, a rate that changes (the mean is given), or a trace."""
+
+    burstiness: float | None = None
+    ramp: Ramp | None = None
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +81,16 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Our own state during a level. ``bound`` says whether we, not the target, shaped the numbers, and why."""
+    """Our own state during a level. ``bound`` says whether we, not the target, shaped the numbers, and why.
+
+    ``ceiling_share`` is what the level took of the calibrated ceiling, of events or requests per second whichever is
+    more; None without a calibration.
+    """
 
     bound: bool | None
     bound_because: tuple[str, ...] = ()
     cpu_share: float | None = None
+    ceiling_share: float | None = None
     loop_lag_p99_ms: float | None = None
     loop_lag_max_ms: float | None = None
     gc_pauses: int | None = None
@@ -136,6 +149,10 @@ class Caution:
 class Level:
     """One load on one model, measured over ``window_s`` seconds; every level that was started is here.
 
+    ``warmup_trimmed_s`` is what was left out of the window and all latencies at the level's beginning; ``requests`` are
+    of the whole level. None where the level was too short to tell a warm-up, or has no steady state by plan.
+    ``littles_law_error`` is how far apart what the client counted in flight and throughput × mean latency are.
+
     ``headline`` names the series to look at first. ``concurrency_reached`` is the time-weighted mean of requests in
     flight; ``issued_per_s`` is what was really sent, against ``load.rate_per_s`` in open loop.
     """
@@ -143,16 +160,18 @@ class Level:
     index: int
     stage: int
     model: str
-    load: ClosedLoad | OpenLoad
+    load: ClosedLoad | OpenLoad | ShapedLoad
     headline: Series
     complete: bool
     ended_by: str | None
     started_s: float
     window_s: float
+    warmup_trimmed_s: float | None
     requests: Requests
     throughput: dict[str, float | None]
     concurrency_reached: float | None
     issued_per_s: float | None
+    littles_law_error: float | None
     latency_ms: Latencies
     tokens: Tokens
     by_kind: tuple[Kind, ...]
@@ -232,12 +251,3 @@ def schema() -> dict[str, Any]:
     level["latency_ms"] = kind["latency_ms"] = {"type": "object", "properties": latencies, "required": list(latencies)}
     made["properties"]["schema"] = {"const": SCHEMA}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "loadbench summary", **made}
-
-
-def schema_json() -> str:
-    """The same as it is shipped: loadbench/schemas/summary.schema.json."""
-    return json.dumps(schema(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":  # python -m loadbench.analysis.summary > loadbench/schemas/summary.schema.json
-    sys.stdout.write(schema_json())

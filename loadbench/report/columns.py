@@ -95,21 +95,24 @@ _RATES = {
     "output_tokens_per_s": (1, "tok/s"),
     "output_tokens_per_s_per_user": (8, "tok/s/user"),
     "goodput_share": (12, "goodput"),
+    "stalled_share": (16, "stalled"),
 }
 # Ranks of the latencies: as the headline of closed loop, as that of open loop, and as service time beside the latter.
 _LATENCIES: dict[tuple[str, str], tuple[int | None, int, int | None]] = {
     ("ttft", "p50"): (1, 1, 5),
     ("ttft", "p95"): (2, 2, 9),
-    ("ttft", "p99"): (7, 7, None),
+    ("ttft", "p99"): (7, 7, 16),
     ("ttft", "p99_all"): (14, 14, None),
     ("tpot", "p50"): (4, 8, None),
-    ("e2e", "p50"): (11, 11, None),
+    ("e2e", "p50"): (11, 11, 15),
     ("e2e", "p95"): (5, 4, 13),
     ("gap", "p99"): (15, 15, None),
+    ("max_gap", "p95"): (13, 13, None),
     ("lag", "p99"): (None, 12, None),
 }
 _LAST = (20, 20, None)  # a metric that nobody ranked is shown where there is room
-_STATISTICS = [field.name for field in fields(Distribution) if field.name != "indicative"]
+_NO_STATISTICS = ("indicative", "interval_95", "not_estimable")
+_STATISTICS = [field.name for field in fields(Distribution) if field.name not in _NO_STATISTICS]
 
 
 def _rates() -> Iterator[Column]:
@@ -167,6 +170,12 @@ def _latency(name: str, series: Series, statistic: str) -> Column:
     )
 
 
+def _p95_interval(level: Level) -> str | None:
+    """The headline's 95 % confidence interval, where there is one."""
+    found = level.latency_ms["ttft"][level.headline].interval_95
+    return None if found is None or found.p95 is None else "–".join(map(figure, found.p95))
+
+
 def _of_open(name: str) -> Callable[[Level], Value]:
     return lambda level: getattr(level.load, name) if isinstance(level.load, OpenLoad) else None
 
@@ -206,6 +215,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("arrivals", "arrivals", _of_open("arrivals")),
     Column("complete", "complete", lambda level: "yes" if level.complete else "no"),
     Column("window_s", "window", lambda level: level.window_s, unit="s"),
+    Column("warmup_trimmed_s", "warm-up", lambda level: level.warmup_trimmed_s, unit="s"),
     Column("ok_of_attempted", "ok/all", _ok_of_all, closed=2, open=2, of_kind=True, in_csv=False),
     Column("attempted", "attempted", lambda level: level.requests.attempted),
     Column("ok", "ok", lambda level: level.requests.ok),
@@ -215,6 +225,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("issued_per_s", "issued", lambda level: level.issued_per_s, open=11, unit="/s"),
     *_rates(),
     *_latencies(),
+    Column("ttft_p95_interval", "TTFT p95", _p95_interval, closed=12, open=12, unit="95 % in ms", in_csv=False),
     Column("input_tokens_mean", "tokens in", lambda level: level.tokens.input_mean, closed=17, open=17, of_kind=True),
     Column(
         "output_tokens_mean", "tokens out", lambda level: level.tokens.output_mean, closed=17, open=17, of_kind=True

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from loadbench.analysis.stats import FLOORS, LEASTS
+from loadbench.analysis.metrics import LATENCIES
+from loadbench.analysis.stats import FLOORS, LEASTS, Distribution
 from loadbench.analysis.summary import Caution, ClosedLoad, Level, Model, SloClause, Summary
 from loadbench.outcomes import OUTCOMES
 from loadbench.report.columns import COLUMNS, CUT_SHORT, Column, of_kind, ranked_columns
@@ -182,6 +183,27 @@ def _clause_value(clause: SloClause, value: float) -> str:
     return milliseconds(value) if clause.unit == "ms" else share(value)
 
 
+def interval_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """Level, metric, mean, p50 and p95 with their 95 % confidence intervals, and why one is missing."""
+    rows = []
+    for level in summary.levels:
+        for name in ("ttft", "e2e", "tpot"):
+            series = level.headline if level.headline in level.latency_ms[name] else "service"
+            told = level.latency_ms[name][series]
+            if told.n:
+                title = LATENCIES[name].title + ("" if series == "service" else f" {series}")
+                found = (_with_interval(told, statistic) for statistic in ("mean", "p50", "p95"))
+                rows.append((place(summary, level), title, *found, told.not_estimable or ""))
+    return rows
+
+
+def _with_interval(told: Distribution, statistic: str) -> str:
+    """``60.4 ms (58.1 to 63.0)``, the value alone where the interval cannot be estimated."""
+    value = f"{'~' if statistic in told.indicative else ''}{milliseconds(told.value(statistic))}"
+    found = getattr(told.interval_95, statistic, None)
+    return f"{value} ({milliseconds(found[0])} to {milliseconds(found[1])})" if found else value
+
+
 def memory(summary: Summary) -> str | None:
     """The target's resident memory over the run; None where nobody could read it."""
     figures = [level.target.rss_bytes for level in summary.levels]
@@ -206,11 +228,12 @@ def client(summary: Summary) -> str | None:
         values = (getattr(level.client, name) for level in summary.levels)
         return max((value for value in values if value is not None), default=None)
 
-    cpu, lag, rss = worst("cpu_share"), worst("loop_lag_p99_ms"), worst("rss_bytes")
+    cpu, lag, rss, ceiling = (worst(name) for name in ("cpu_share", "loop_lag_p99_ms", "rss_bytes", "ceiling_share"))
     opened = [level.client.new_connections for level in summary.levels if level.client.new_connections is not None]
     bound = [place(summary, level) for level in summary.levels if level.client.bound]
     parts = [
         None if cpu is None else f"CPU up to {share(cpu)} of a core",
+        None if ceiling is None else f"up to {share(ceiling)} of the calibrated ceiling",
         None if lag is None else f"event-loop lag p99 up to {milliseconds(lag)}",
         None if rss is None else f"memory up to {octets(rss)}",
         f"{count(sum(opened), 'new connection')} inside the levels" if opened else None,

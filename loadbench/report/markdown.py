@@ -25,6 +25,7 @@ def markdown_text(summary: Summary, scenario: Mapping[str, Any]) -> str:
         markdown(content.run_line(summary)),
         markdown(summary.verdict.text, limit=10_000),
         *_levels(summary),
+        *_intervals(summary),
         *_facts(summary),
         *_doubts(summary),
         *_circumstances(summary),
@@ -58,6 +59,17 @@ def _tables(tables: Iterable[Table]) -> Iterator[str]:
         yield _table([" ".join(column.heading) for column in table.columns], table.rows, left=names)
         if table.note:
             yield markdown(table.note)
+
+
+def _intervals(summary: Summary) -> Iterator[str]:
+    rows = content.interval_rows(summary)
+    if rows:
+        yield "## How far chance reaches"
+        yield (
+            "In brackets the 95 % confidence interval: in 95 of 100 levels like this one it holds the value that an"
+            " endless level would have. Given only where that can be estimated."
+        )
+        yield _table(("level", "metric", "mean", "p50", "p95", "why there is none"), rows)
 
 
 def _facts(summary: Summary) -> Iterator[str]:

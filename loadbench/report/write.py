@@ -10,12 +10,16 @@ from loadbench.analysis import rundir
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Summary
 from loadbench.files import write_whole
+from loadbench.report.hgrm import write_hgrm
 from loadbench.report.markdown import markdown_text
 from loadbench.report.tables import csv_text
 
 
-def write_report(run_dir: Path) -> Summary:
-    """Read the directory, write its three reports, each whole; UsageError where it is no run or cannot be written."""
+def write_report(run_dir: Path, *, hgrm: bool = False) -> Summary:
+    """Read the directory, write its three reports, each whole; UsageError where it is no run or cannot be written.
+
+    ``hgrm`` asks for the percentile distributions too.
+    """
     run = rundir.read(run_dir)
     summary = summarise(run)
     texts = {
@@ -25,6 +29,8 @@ def write_report(run_dir: Path) -> Summary:
     }
     for name, data in texts.items():
         write_whole(run_dir / name, data)
+    if hgrm:
+        write_hgrm(run)
     return summary
 
 

@@ -1,0 +1,33 @@
+"""Writes ``<metric>.<series>.L<level>.hgrm``: percentile distributions for HdrHistogram's plotters, in milliseconds.
+
+Exact values from the samples, gaps from the histogram log; the same requests that the summary tells of.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from loadbench.analysis.measured import Measured
+from loadbench.analysis.rundir import RunData, read_gaps
+from loadbench.analysis.span import span_of
+from loadbench.files import write_whole
+from loadbench.hdr import Hdr
+
+
+def write_hgrm(run: RunData) -> None:
+    """One file for each level's every latency that has values, into the run's directory."""
+    spans = {events.index: span_of(run, events) for events in run.levels}
+    gaps = read_gaps(run, {level: span.since_ns for level, span in spans.items()})
+    for level, span in spans.items():
+        for metric, series, values_ns in Measured.of(span.samples.take(span.inside)).values():
+            hdr = Hdr.sum_of(gaps[level].values())
+            if values_ns is not None:
+                hdr = Hdr()
+                hdr.add(values_ns[~np.isnan(values_ns)].astype(np.int64))
+            if hdr.total:
+                text = io.StringIO()
+                hdr.write_hgrm(text)
+                name = f"{metric.name}.{series}.L{level}.hgrm"
+                write_whole(run.path / name, text.getvalue().encode("ascii"))
