@@ -121,9 +121,10 @@ def run(out: Path | None, workers: str, quiet: bool, as_json: bool, **options: A
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--quiet", is_flag=True, help="Write the files and show only the last lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout, and nothing else there.")
-def report(directory: Path, quiet: bool, as_json: bool) -> None:
+@click.option("--hgrm", is_flag=True, help="Also write percentile distributions for HdrHistogram's plotters.")
+def report(directory: Path, quiet: bool, as_json: bool, hgrm: bool) -> None:
     """Make every number of DIRECTORY again from its samples, and show them. Exits as the run did."""
-    raise SystemExit(_tell(directory, quiet=quiet, as_json=as_json))
+    raise SystemExit(_tell(directory, quiet=quiet, as_json=as_json, hgrm=hgrm))
 
 
 def _workers(text: str) -> int | None:
@@ -135,12 +136,12 @@ def _workers(text: str) -> int | None:
     return int(text)
 
 
-def _tell(directory: Path, *, quiet: bool, as_json: bool) -> int:
+def _tell(directory: Path, *, quiet: bool, as_json: bool, hgrm: bool = False) -> int:
     from loadbench.analysis.verdict import exit_code
     from loadbench.report.console import print_report
     from loadbench.report.write import summary_json, write_report
 
-    summary = write_report(directory)
+    summary = write_report(directory, hgrm=hgrm)
     if as_json:
         sys.stdout.buffer.write(summary_json(summary))
     else:
@@ -173,9 +174,9 @@ def calibrate(scenario: Path | None, seconds: float, as_json: bool) -> None:
     from loadbench.report.calibration import print_calibration
     from loadbench.report.live import choose_view
 
-    shape = None if scenario is None else _load({"scenario": scenario}).scenario
+    loaded = None if scenario is None else _load({"scenario": scenario})
     view = choose_view()
-    found = _run_in_loop(lambda: measure(shape, seconds, view), None)
+    found = _run_in_loop(lambda: measure(loaded, seconds, view), None)
     if as_json:
         click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     else:

@@ -121,7 +121,7 @@ class Run:
         if twice := next((model_id for model_id in ids if ids.count(model_id) > 1), None):
             asked = [name for name, model_id in zip(self.scenario.models, ids, strict=True) if model_id == twice]
             raise UsageError(f"models: expected each model once, got {twice} as {' and '.join(asked)}")
-        levels = plan_levels(self.scenario, ids)
+        levels = plan_levels(self.scenario, ids, self.order.loaded.traces)
         self._describe(target, models, levels)
         self._watch.expect(levels, stream=self.scenario.request.stream)
         death: str | None = None

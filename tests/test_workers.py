@@ -191,7 +191,7 @@ def test_auto_hires_only_what_the_calibrated_ceiling_asks_for(monkeypatch: pytes
     assert workers_wanted([level(Closed(512))], warm, 128, None) == 1
     assert workers_wanted([level(Closed(512))], warm, 128, 60_000) == 1
     assert workers_wanted([level(Closed(64)), level(Closed(2048))], warm, 128, 60_000) == 4
-    assert workers_wanted([level(Open(1000.0))], warm, 96, 50_000) == 4
+    assert workers_wanted([level(Open(1000.0))], warm, 100, 50_000) == 4
     assert workers_wanted([level(Closed(100_000))], warm, 128, 60_000) == 7
 
 

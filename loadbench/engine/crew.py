@@ -27,7 +27,6 @@ from loadbench.scenario.prompts import PromptMix
 HEAD_START_NS = 200_000_000
 """Between the order to measure and the moment at which all start: orders arrive within a few ms."""
 
-EVENTS_BESIDE_CONTENT = 4  # role, finish, usage, [DONE]
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
 
@@ -216,7 +215,7 @@ class _Worker:
 
 
 def workers_wanted(levels: Sequence[Level], last: Sample, max_tokens: int, events_per_s: float | None) -> int:
-    """How many processes keep each below half of its calibrated ceiling, at the most one less than there are cores.
+    """How many processes keep each below half of its ceiling of content chunks, at most one less than there are cores.
 
     In closed loop every user streams as fast as the ``last`` warm-up request did; in open loop every answer has
     ``max_tokens``. One, where there is no calibration to say that more are needed.
@@ -228,7 +227,7 @@ def workers_wanted(levels: Sequence[Level], last: Sample, max_tokens: int, event
     wanted = max(
         level.load.concurrency * per_user_s
         if isinstance(level.load, Closed)
-        else level.load.rate_per_s * (max_tokens + EVENTS_BESIDE_CONTENT)
+        else level.load.rate_per_s * max_tokens
         for level in levels
     )
     return max(1, min(math.ceil(wanted / (events_per_s / 2)), (os.cpu_count() or 2) - 1))
