@@ -83,12 +83,14 @@ def measure(case: Case, client: str) -> dict[str, Any]:
 
 
 def figures(seen: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
-    """Cost and error. TTFT error is the difference of the two p99s, the client's and the endpoint's own, in ms."""
+    """Cost and error. The true TTFT is from the client's sending to the endpoint's writing of the first token, two
+    stamps of one clock: what a client with no cost of its own would have seen, the endpoint's own lateness included.
+    """
     rows = [row for row in seen["rows"] if row[0] in truth and truth[row[0]]["first_token_ns"]]
     chunks = sum(row[4] for row in rows)
     events = chunks + EVENTS_BESIDE_CONTENT * len(rows)
     own = np.array([row[2] - row[1] for row in rows]) / 1e6
-    real = np.array([truth[r]["first_token_ns"] - truth[r]["received_ns"] for r, *_ in rows]) / 1e6
+    real = np.array([truth[row[0]]["first_token_ns"] - row[1] for row in rows]) / 1e6
     between = np.array([(row[3] - row[2]) / (row[4] - 1) for row in rows if row[4] > 1]) / 1e6
     apart = [truth[r] for r, *_, n in rows if n > 1]
     real_between = np.array([(t["last_token_ns"] - t["first_token_ns"]) / (t["tokens"] - 1) for t in apart]) / 1e6

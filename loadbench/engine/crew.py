@@ -225,9 +225,7 @@ def workers_wanted(levels: Sequence[Level], last: Sample, max_tokens: int, event
     streaming_ns = (last.last_token_ns or 0) - (last.first_token_ns or 0)
     per_user_s = last.chunks / streaming_ns * 1e9 if streaming_ns > 0 else 0.0
     wanted = max(
-        level.load.concurrency * per_user_s
-        if isinstance(level.load, Closed)
-        else level.load.rate_per_s * max_tokens
+        level.load.concurrency * per_user_s if isinstance(level.load, Closed) else level.load.rate_per_s * max_tokens
         for level in levels
     )
     return max(1, min(math.ceil(wanted / (events_per_s / 2)), (os.cpu_count() or 2) - 1))

@@ -229,7 +229,9 @@ class Shard:
         if isinstance(level.load, Closed):
             return len(range(index, level.load.concurrency, count))
         share = level.share(index, count)
-        expected = math.ceil(2 * level.load.rate_per_s / count * (self.e2e_s or 1.0)) + 4
+        ramp = level.load.ramp
+        rate_per_s = level.load.rate_per_s if ramp is None else max(ramp.from_per_s, ramp.to_per_s)
+        expected = math.ceil(2 * rate_per_s / count * (self.e2e_s or 1.0)) + 4
         return min(expected, 1024, share.max_in_flight or expected, share.requests or expected)
 
     def _on_issue_end(self, reason: str) -> None:

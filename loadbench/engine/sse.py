@@ -1,7 +1,7 @@
 """Reads one streamed answer: server-sent events framed as the WHATWG page says, and what each chat chunk means.
 
 No I/O and no clock: the caller hands in bytes and the moment they arrived. What costs is done once per answer instead
-of once per token: after the first content chunk is decoded in full, the bytes around its text are remembered, and a
+of once per token: when some content chunks have been decoded in full, the bytes around a text are remembered, and a
 later event that differs from it in that text alone is a content chunk without being decoded again (`_learn` says why
 that cannot misread). Everything else takes the slow path and is decoded.
 """
@@ -22,6 +22,9 @@ EVENT_LIMIT_BYTES = 4 << 20
 
 _PLAIN = re.compile(rb'[^"\\\x00-\x1f\x7f]+')  # JSON string text in which nothing is escaped and no line ends
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+LEARN_AFTER = 4
+"""Content chunks before the first template is tried: it costs as much as four chunks, and not at the first token."""
+
 _LEARN_LIMIT = 8  # templates tried per answer: a server whose chunks all differ is decoded chunk by chunk, for good
 
 
@@ -81,21 +84,21 @@ class Stream:
 
     def feed(self, data: bytes, now_ns: int) -> None:
         """Take bytes of the body, in any cut, that arrived at ``now_ns``."""
-        between_events = not (self._buffer or self._data or self._event or self._skip_newline)
-        if between_events and self._prefix and self._is_content_alone(data):
-            self._token(now_ns)
-            return
+        if not (self._buffer or self._data or self._event or self._skip_newline):
+            if self._prefix and self._is_content_alone(data):
+                self._token(now_ns)
+                return
+            if data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2 and data.endswith(b"\n\n"):
+                self._event_alone(data, now_ns)
+                return
         if self._skip_newline:  # the last read ended in CR: an LF now belongs to it
             self._skip_newline = False
             data = data.removeprefix(b"\n")
-        chunks = self.chunks
         self._buffer += data
         self._lines(now_ns)
         if len(self._buffer) + sum(map(len, self._data)) > EVENT_LIMIT_BYTES:
             self._fail("protocol", f"an event of more than {EVENT_LIMIT_BYTES >> 20} MiB")
             self._buffer, self._data = b"", []
-        if between_events and self._learn_left and self.chunks == chunks + 1:
-            self._learn(data)
 
     def end(self, now_ns: int) -> None:
         """The body ended: a last event without its empty line still counts (servers omit it after [DONE])."""
@@ -112,6 +115,17 @@ class Stream:
             and data.endswith(self._suffix)
             and _PLAIN.fullmatch(data, start, stop) is not None
         )
+
+    def _event_alone(self, event: bytes, now_ns: int) -> None:
+        """A read that is one event on one line, as nearly all are: no need to look for lines in it."""
+        if b"\r" in event:
+            self._buffer = event
+            self._lines(now_ns)
+            return
+        chunks = self.chunks
+        self._understand(event[6:-2], b"", now_ns)
+        if self._learn_left and self.chunks > chunks >= LEARN_AFTER:
+            self._learn(event)
 
     def _token(self, now_ns: int) -> None:
         last = self.last_token_ns
@@ -158,6 +172,10 @@ class Stream:
             return
         payload = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
         self._data = []
+        self._understand(payload, name, now_ns)
+
+    def _understand(self, payload: bytes, name: bytes, now_ns: int) -> None:
+        """Take the data of one event of that name."""
         if self.first_event_ns is None:
             self.first_event_ns = now_ns
         if payload == b"[DONE]":
@@ -190,18 +208,14 @@ class Stream:
     def _learn(self, event: bytes) -> None:
         """Remember the bytes around the text of a content chunk, if an event that shares them can be nothing else.
 
-        ``event`` is one read of the body. It must be one event on one line. The text is found by value, replaced by a
-        marker, and the result decoded: only when that gives the same object with the marker as
-        ``choices[0].delta.content``, and this chunk carries neither finish_reason nor usage, are the bytes before and
-        after the text kept. An event that shares them to the letter, with unescaped string text between, then decodes
-        to the same object with another text: a content chunk.
+        ``event`` is one event on one line. The text is found by value, replaced by a marker, and the result decoded:
+        only when that gives the same object with the marker as ``choices[0].delta.content``, and this chunk carries
+        neither finish_reason nor usage, are the bytes before and after the text kept. An event that shares them to the
+        letter, with unescaped string text between, then decodes to the same object with another text: a content chunk.
         """
         self._learn_left -= 1
-        line = event.rstrip(b"\r\n")
-        if not line.startswith(b"data:") or event[len(line) :] not in (b"\n\n", b"\r\n\r\n") or b"\n" in line:
-            return
         try:
-            chunk = orjson.loads(line[5:])
+            chunk = orjson.loads(event[6:])
             choice = chunk["choices"][0]
             text = choice["delta"]["content"]
         except (orjson.JSONDecodeError, LookupError, TypeError):
@@ -213,7 +227,7 @@ class Stream:
         prefix, suffix = event[:start], event[start + len(spelt) - 2 :]
         choice["delta"]["content"] = marker = "\N{SNOWMAN}"
         try:
-            same = start > 0 and orjson.loads((prefix + marker.encode() + suffix)[5:]) == chunk
+            same = start > 0 and orjson.loads((prefix + marker.encode() + suffix)[6:]) == chunk
         except orjson.JSONDecodeError:
             return
         if same:
