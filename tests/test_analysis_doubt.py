@@ -15,7 +15,10 @@ from loadbench.analysis.span import span_of
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Caution, Level, Summary
 from loadbench.records import Closed, Open, Ramp
+from loadbench.target.fake import serve
+from loadbench.target.fake_script import Script
 from tests import rundirs
+from tests.command import ended, started
 from tests.rundirs import Planned, write_run
 
 ONE_USER = Planned(Closed(1), model="phi:1")
@@ -96,6 +99,13 @@ def test_a_healthy_level_loses_nothing(load: Closed | Open, seed: int, tmp_path:
     assert (short.warmup_trimmed_s, long.warmup_trimmed_s) == (None, 0.0)
     assert (short.window_s, long.window_s) == (15.0, 60.0)
     assert long.latency_ms["ttft"]["service"].n == long.requests.ok
+
+
+def test_the_share_that_met_the_slo_is_of_the_time_after_the_warm_up(tmp_path: Path) -> None:
+    scenario = {"name": "edge", "warmup": {"requests": 2}, "slo": {"ttft": {"p95": "120ms"}}}
+    level = only(tmp_path, Planned(Closed(1), duration_s=120.0, cold_s=10.0), scenario=scenario)
+    assert level.warmup_trimmed_s
+    assert level.throughput["goodput_share"] == 1.0
 
 
 def test_no_firm_percentile_is_given_up_for_a_warm_up(tmp_path: Path) -> None:
@@ -220,6 +230,32 @@ def test_littles_law_holds_on_a_sound_level_and_accuses_us_where_it_does_not(tmp
     assert "littles_law" not in abouts(edit_client(tmp_path, in_flight_ns=int(counted * 1.005)))
 
 
+def test_littles_law_counts_the_connecting_that_no_latency_holds(tmp_path: Path) -> None:
+    n = only(tmp_path, ONE_USER).requests.attempted
+    counted = orjson.loads((tmp_path / "telemetry.jsonl").read_bytes().splitlines()[-1])["client"]["in_flight_ns"]
+    edit(tmp_path, "samples.jsonl", lambda line: line.update(connect_ns=10_000_000))
+    assert edit_client(tmp_path, in_flight_ns=counted + n * 10_000_000).littles_law_error == 0.0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_littles_law_holds_on_a_real_run(workers: str, tmp_path: Path) -> None:
+    scenario = tmp_path / "s.yaml"
+    scenario.write_text(
+        "{name: s, request: {max_tokens: 4}, prompts: [{name: hello, text: Hello}], canary: false,"
+        " stages: [{concurrency: 4, requests: 16}]}"
+    )
+    server = await serve(Script(first_token_ms=200, gap_ms=10))
+    try:
+        words = ("run", str(scenario), "--endpoint", server.base_url, "--workers", workers, "--out", "out", "--quiet")
+        code, _, error = await ended(await started(*words, cwd=tmp_path))
+    finally:
+        await server.close()
+    assert code == 0, error
+    law = told(tmp_path / "out").levels[0].littles_law_error
+    assert law is not None
+    assert -0.001 < law < 0.1  # above zero by a turn of the loop for each request, of 230 ms
+
+
 def test_littles_law_is_held_over_all_load_processes_and_not_where_nothing_was_counted(tmp_path: Path) -> None:
     only(tmp_path, ONE_USER)
     client = orjson.loads((tmp_path / "telemetry.jsonl").read_bytes().splitlines()[-1])["client"]
@@ -253,9 +289,7 @@ def test_a_first_token_near_our_own_error_is_told_with_a_calibration_and_not_wit
     far = {"events_per_s": 1e5, "requests_per_s": 1e4, "ttft_error_p99_ms": 5.9}
     assert "near_the_floor" not in abouts(only(tmp_path / "far", ONE_USER, calibration=far))
     near = only(tmp_path / "near", ONE_USER, calibration=far | {"ttft_error_p99_ms": 6.2})
-    assert (
-        caution(near, "near_the_floor").reason == "the first token's p50 of 60 ms is under 10 times our error (6.2 ms)"
-    )
+    assert caution(near, "near_the_floor").reason == "the first-token p50 of 60 ms is under 10 times our error (6.2 ms)"
     assert "near_the_floor" not in abouts(only(tmp_path / "none", ONE_USER, calibration=None))
 
 

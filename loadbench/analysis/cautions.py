@@ -133,9 +133,8 @@ def _warm_up(level: Level, span: Span) -> Found:
         advice = f"no percentile describes it: find out what changes, or {longer}"
         yield "never_settled", f"{began} and {rest} in the second half, and no steady state came between", advice
     elif level.warmup_trimmed_s:
-        reason = (
-            f"{began} and {rest} later: {level.warmup_trimmed_s:.0f} s are left out of the window and all latencies"
-        )
+        out = f"{level.warmup_trimmed_s:.0f} s are left out of the window and all latencies"
+        reason = f"{began} and {rest} later: {out}"
         yield "warmup", reason, "raise warmup: {requests: …} to have it before the level"
     else:
         reason = f"{began} and {rest} later, and too few requests to leave that out: no firm percentile may be lost"
@@ -184,14 +183,9 @@ def _measurement(level: Level, run: RunData, clipped: int) -> Found:
     first_ms = first_token(level.latency_ms).p50
     error_ms = (run.facts.get("calibration") or {}).get("ttft_error_p99_ms")
     if first_ms is not None and error_ms is not None and first_ms < FLOOR_TIMES * error_ms:
-        reason = (
-            f"the first token's p50 of {first_ms:.2g} ms is under {FLOOR_TIMES} times our error ({error_ms:.2g} ms)"
-        )
-        yield (
-            "near_the_floor",
-            reason,
-            "take such times for upper bounds; `loadbench calibrate` measures the error anew",
-        )
+        reason = f"the first-token p50 of {first_ms:.2g} ms is under {FLOOR_TIMES} times our error ({error_ms:.2g} ms)"
+        advice = "take such times for upper bounds; `loadbench calibrate` measures the error anew"
+        yield "near_the_floor", reason, advice
     law, e2e_ms = level.littles_law_error, level.latency_ms["e2e"]["service"].mean
     # What our own lateness adds is client-bound's to tell; nothing of ours can take away.
     late_ms = max(LAW_MS, level.client.loop_lag_p99_ms or 0.0) if law is not None and law > 0 else 0.0

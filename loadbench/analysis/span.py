@@ -50,6 +50,11 @@ class Span:
         mask: Mask = self.samples.due_ns >= self.since_ns
         return mask
 
+    @property
+    def counted(self) -> Samples:
+        """The samples that count."""
+        return self.samples.take(self.inside) if self.trimmed_s else self.samples
+
 
 def span_of(run: RunData, events: LevelEvents) -> Span:
     """The span of one level."""

@@ -1,4 +1,4 @@
-"""Whether a series had settled, drifts, or repeats itself. Pure: takes arrays in the order of time, gives numbers."""
+"""Whether a series had settled, and whether it drifts. Pure: takes arrays in the order of time, gives numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import numpy as np
 from loadbench.analysis.stats import Floats, floor_of
 
 BATCH = 5
-LEAST_BINS = (
-    30  # six batches: with four MSER-5 can choose between two cuts, and a clear warm-up looks like no steady state
-)
+LEAST_BINS = 30  # six batches: of four it may cut off one, and most clear warm-ups look like no steady state
 FIRST_BINS = 3
 SURE_Z = 3.29  # two-sided 0.1 %: one false alarm in a thousand levels
 

@@ -143,8 +143,7 @@ def _no_interval(span: Span, best_per_s: float) -> str | None:
 def _level(run: RunData, span: Span, gaps: dict[str, Hdr], no_interval: str | None, objective: Slo | None) -> Level:
     plan, events, window = span.plan, span.events, _window(span)
     everything = Measured.of(span.samples)
-    counted = Measured.of(span.samples.take(window.inside)) if span.trimmed_s else everything
-    latency_ms = counted.latencies(Hdr.sum_of(gaps.values()), no_interval)
+    latency_ms = Measured.of(span.counted).latencies(Hdr.sum_of(gaps.values()), no_interval)
     requests = everything.requests()
     good = slo.good(objective, span.samples, span.ok, span.headline) if objective else None
     window = replace(window, good=good, latency_ms=latency_ms)
@@ -205,8 +204,9 @@ def _by_kind(span: Span, gaps: dict[str, Hdr]) -> tuple[Kind, ...]:
     told = []
     for kind in kinds:
         mine = samples.said(samples.kind, kind)
-        everything, counted = Measured.of(samples.take(mine)), Measured.of(samples.take(mine & span.inside))
-        latency_ms = counted.latencies(gaps.get(kind) or Hdr(), "told of the whole level only")
+        part = replace(span, samples=samples.take(mine), ok=span.ok[mine])
+        everything = Measured.of(part.samples)
+        latency_ms = Measured.of(part.counted).latencies(gaps.get(kind) or Hdr(), "told of the whole level only")
         told.append(Kind(kind, everything.requests(), everything.tokens(), latency_ms))
     return tuple(told)
 

@@ -21,7 +21,7 @@ def write_hgrm(run: RunData) -> None:
     spans = {events.index: span_of(run, events) for events in run.levels}
     gaps = read_gaps(run, {level: span.since_ns for level, span in spans.items()})
     for level, span in spans.items():
-        for metric, series, values_ns in Measured.of(span.samples.take(span.inside)).values():
+        for metric, series, values_ns in Measured.of(span.counted).values():
             hdr = Hdr.sum_of(gaps[level].values())
             if values_ns is not None:
                 hdr = Hdr()
