@@ -1,6 +1,8 @@
 # Two commands do all the set-up and the work on a fresh machine with Python 3.11 or later:
 #   make run     measure an embedded Foundry Local with a synthetic model, offline, and report
 #   make test    style, types and tests
+# And for developers: `make docs` writes what is made from the code (JSON Schemas, the README's tables), `make bench` says
+# what the client costs and how far its stamps are off, beside other clients (ARGS=--write: into bench/RESULTS.md).
 PYTHON ?= python3
 SCENARIO ?= scenarios/edge.yaml
 ARGS ?=
@@ -13,7 +15,6 @@ run: $(VENV)/.run
 	$(BIN)/loadbench run $(SCENARIO) $(ARGS)
 
 test: lint
-	$(BIN)/coverage erase
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.dev
@@ -21,8 +22,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.dev  ## write what is made from the code: the JSON Schemas and the tables of the README
+docs: $(VENV)/.dev
 	$(BIN)/python -m tests.made
+
+bench: $(VENV)/.dev
+	$(BIN)/python bench/bench.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -33,9 +37,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@echo "installing loadbench into $(VENV): about a minute"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "installing loadbench and its development tools into $(VENV): about a minute"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.run

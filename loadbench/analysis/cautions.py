@@ -152,7 +152,7 @@ def _steady(level: Level, span: Span) -> Found:
     if isinstance(level.load, ClosedLoad) and level.concurrency_reached is not None:
         users = level.load.concurrency
         if level.concurrency_reached < REACHED_SHARE * users:
-            reason = f"{level.concurrency_reached:.2g} of {users} users had a request in flight on average"
+            reason = f"{level.concurrency_reached:,.1f} of {users:,} users had a request in flight on average"
             yield "concurrency_missed", reason, "make the level longer, or see why users waited"
 
 
