@@ -2,7 +2,7 @@
 
 import json
 from array import array
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -231,15 +231,26 @@ def test_the_cut_of_the_reads_changes_nothing_but_the_stamps(
     assert seen(read(*pieces)) == reference(documents)
 
 
-def test_the_fast_path_is_taken_for_plain_tokens() -> None:
-    stream = Stream(array("q"))
+class Watched(Stream):
+    """Notes the reads that are decoded."""
+
+    decoded: ClassVar[list[bytes]] = []
+
+    def _event_alone(self, event: bytes, now_ns: int) -> None:
+        self.decoded.append(event)
+        super()._event_alone(event, now_ns)
+
+
+def test_the_fast_path_is_taken_for_plain_tokens_and_for_nothing_else() -> None:
+    stream = Watched(array("q"))
     for text in ("and", "so", "it", "goes", "on"):
         stream.feed(event(chunk(text)), 1)
-    assert stream._is_content_alone(event(chunk("two")))
-    assert not stream._is_content_alone(event(chunk("")))
-    assert not stream._is_content_alone(event(chunk('say "no"')))
-    assert not stream._is_content_alone(event(chunk("two", "stop")))
-    assert not stream._is_content_alone(event(chunk("two")) * 2)
+    Watched.decoded.clear()
+    awkward = [event(chunk("")), event(chunk('say "no"')), event(chunk("two", "stop"))]
+    for data in (event(chunk("two")), *awkward, event(chunk("three"))):
+        stream.feed(data, 2)
+    assert stream.chunks == 5 + 4
+    assert Watched.decoded == awkward
 
 
 def test_texts_of_servers_become_one_printable_line() -> None:

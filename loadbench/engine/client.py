@@ -271,7 +271,7 @@ class _Connection(asyncio.Protocol):
             self._finish()
         else:
             acknowledge_at_once(self._socket)
-            if not self._ending and (exchange.stream.done_ns or exchange.stream.problem):
+            if exchange.stream.over and not self._ending:
                 self._ending = True  # all is said but the HTTP message goes on
                 self._deadline_ns = self._now_ns + GRACE_NS
                 self._rearm(GRACE_NS)

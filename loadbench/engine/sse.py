@@ -25,6 +25,8 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 LEARN_AFTER = 4
 """Content chunks before the first template is tried: it costs as much as four chunks, and not at the first token."""
 
+NO_TEMPLATE = b"\0"  # starts no event
+
 _LEARN_LIMIT = 8  # templates tried per answer: a server whose chunks all differ is decoded chunk by chunk, for good
 
 
@@ -33,7 +35,8 @@ class Stream:
 
     ``problem`` is None until the answer breaks its protocol or carries an error: then ``(kind, text)`` with kind
     ``error`` (the server reports one) or ``protocol`` (it makes no sense). ``stray`` is the first line that is no
-    event's: the standard has us ignore it, but an answer made of nothing else deserves to be quoted.
+    event's: the standard has us ignore it, but an answer made of nothing else deserves to be quoted. ``over``: [DONE]
+    or a problem was seen, and nothing that follows can change the outcome.
     """
 
     __slots__ = (
@@ -55,6 +58,7 @@ class Stream:
         "last_token_ns",
         "max_gap_ns",
         "output_tokens",
+        "over",
         "problem",
         "stall_ns",
         "stray",
@@ -66,7 +70,7 @@ class Stream:
         self._data: list[bytes] = []
         self._event = b""
         self._skip_newline = False
-        self._prefix = self._suffix = b""
+        self._prefix = self._suffix = NO_TEMPLATE
         self._learn_left = _LEARN_LIMIT
         self.first_event_ns: int | None = None
         self.first_token_ns: int | None = None
@@ -81,11 +85,12 @@ class Stream:
         self.output_tokens: int | None = None
         self.problem: tuple[str, str] | None = None
         self.stray: str | None = None
+        self.over = False
 
     def feed(self, data: bytes, now_ns: int) -> None:
         """Take bytes of the body, in any cut, that arrived at ``now_ns``."""
         if not (self._buffer or self._data or self._event or self._skip_newline):
-            if self._prefix and self._is_content_alone(data):
+            if data.startswith(self._prefix) and self._is_content_alone(data):
                 self._token(now_ns)
                 return
             if data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2 and data.endswith(b"\n\n"):
@@ -108,13 +113,9 @@ class Stream:
         self._dispatch(now_ns)
 
     def _is_content_alone(self, data: bytes) -> bool:
-        start, stop = len(self._prefix), len(data) - len(self._suffix)
-        return (
-            stop > start
-            and data.startswith(self._prefix)
-            and data.endswith(self._suffix)
-            and _PLAIN.fullmatch(data, start, stop) is not None
-        )
+        """Whether what starts like the template is a content chunk and nothing else."""
+        stop = len(data) - len(self._suffix)
+        return data.endswith(self._suffix) and _PLAIN.fullmatch(data, len(self._prefix), stop) is not None
 
     def _event_alone(self, event: bytes, now_ns: int) -> None:
         """A read that is one event on one line, as nearly all are: no need to look for lines in it."""
@@ -181,6 +182,7 @@ class Stream:
         if payload == b"[DONE]":
             if self.done_ns is None:
                 self.done_ns = now_ns
+            self.over = True
             return
         try:
             chunk = orjson.loads(payload)
@@ -236,6 +238,7 @@ class Stream:
     def _fail(self, kind: str, text: str) -> None:
         if self.problem is None:
             self.problem = (kind, text)
+        self.over = True
 
 
 class Answer:
