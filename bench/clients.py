@@ -32,10 +32,10 @@ class Tally:
         self.seconds = seconds
         self.rows: list[tuple[str, int, int, int, int]] = []
         self.errors = 0
-        self.start_cpu_s = self._began_ns = self.end_ns = 0.0
+        self._cpu_s = self._began_ns = self.end_ns = 0.0
 
     def begin(self) -> None:
-        self.start_cpu_s = time.process_time()
+        self._cpu_s = time.process_time()
         self._began_ns = time.perf_counter_ns()
         self.end_ns = self._began_ns + self.seconds * 1e9
 
@@ -43,11 +43,10 @@ class Tally:
         return time.perf_counter_ns() < self.end_ns
 
     def cost(self) -> dict[str, Any]:
-        """What the process has spent since `begin`, and before it."""
+        """What the process has spent since `begin`."""
         return {
-            "cpu_s": time.process_time() - self.start_cpu_s,
+            "cpu_s": time.process_time() - self._cpu_s,
             "wall_s": (time.perf_counter_ns() - self._began_ns) / 1e9,
-            "start_cpu_s": self.start_cpu_s,
             "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 

@@ -8,14 +8,19 @@ import os
 import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from loadbench import __version__
 from loadbench.errors import LoadbenchError, UsageError
+
+if TYPE_CHECKING:
+    from loadbench.analysis.summary import Summary
+    from loadbench.scenario.load import Loaded
 
 INTERRUPTED = 130
 T = TypeVar("T")
@@ -40,9 +45,14 @@ class _Commands(click.Group):
         except LoadbenchError as error:
             click.echo(f"loadbench: {error}", err=True)
             raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:  # the reader of a pipe has gone: nothing to say to anybody
             sys.stderr.close()
             raise SystemExit(1) from None
+        except OSError as error:  # what is read and written by us has errors of its own: this is the terminal's side
+            click.echo(f"loadbench: {error.filename or 'the output'}: {error.strerror}", err=True)
+            raise SystemExit(2) from None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,7 +117,7 @@ def run(out: Path | None, workers: str, quiet: bool, as_json: bool, **options: A
         loaded=loaded,
         results=Path("results"),
         out=out,
-        command=_repeat_command(),
+        command=_repeat_command(loaded),
         headers={"Authorization": f"Bearer {key}"} if key else {},
         workers=_workers(workers),
     )
@@ -146,7 +156,28 @@ def _tell(directory: Path, *, quiet: bool, as_json: bool, hgrm: bool = False) ->
         sys.stdout.buffer.write(summary_json(summary))
     else:
         print_report(summary, directory, quiet=quiet)
-    return exit_code(summary)
+    code = exit_code(summary)
+    if code not in (0, INTERRUPTED):
+        click.echo(f"loadbench: {_why(summary, code)}", err=True)
+    return code
+
+
+def _why(summary: Summary, code: int) -> str:
+    """Why the exit code is what it is, in one line."""
+    if code == 99:
+        missed = [
+            f"{clause.clause} at level {n.index}" for n in summary.levels for clause in n.slo if clause.result == "fail"
+        ]
+        return f"SLO missed: {', '.join(missed)}"
+    if code == 3:
+        reasons = [model.reason for model in summary.models if model.status == "failed" and model.reason]
+        return f"not every model could be served: {'; '.join(reasons)}"
+    if summary.reason:
+        return f"{'target died' if code == 93 else 'result invalid'}: {summary.reason}"
+    attempted = sum(level.requests.attempted for level in summary.levels)
+    failed = sum((Counter(level.requests.failed) for level in summary.levels), Counter[str]())
+    kinds = ", ".join(f"{n:,} {name}" for name, n in failed.most_common()) or "none failed, a gate had too few"
+    return f"result invalid: {failed.total():,} of {attempted:,} requests failed ({kinds})"
 
 
 @main.command()
@@ -229,8 +260,9 @@ def _run_in_loop(work: Callable[[], Coroutine[Any, Any, T]], stop: Callable[[str
                 task.cancel()
             asked = True
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            _on_signal(loop, number, on_signal)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # SIGHUP: the terminal was closed; Windows has none
+            if hasattr(signal, name):
+                _on_signal(loop, getattr(signal, name), on_signal)
         return await task
 
     try:
@@ -246,23 +278,27 @@ def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, call: Ca
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(call))
 
 
-def _repeat_command() -> str:
-    """The command line that repeats this run, with no header's value, no key and no password in it."""
-    from loadbench.scenario.redaction import is_secret, redact_url
+def _repeat_command(loaded: Loaded) -> str:
+    """The command line that repeats this run: no header's value, key or password in it, and no directory of its own."""
+    from loadbench.scenario.load import public_setting
+    from loadbench.scenario.redaction import redact_url
 
     words, flag = ["loadbench"], ""
     for word in sys.argv[1:]:
         head, equals, value = word.partition("=")
-        if not (equals and head in ("--header", "--set", "--endpoint")):
+        if not (equals and head in ("--header", "--set", "--endpoint", "--out")):
             head, equals, value = flag, "", word
+        flag = word if not equals else ""
         if head == "--header":
             value = f"{value.partition(':')[0]}: …"
-        elif head == "--set" and (".headers" in value or is_secret(value.partition("=")[0].rpartition(".")[2])):
-            value = f"{value.partition('=')[0]}=…"
+        elif head == "--set":
+            value = public_setting(value)
         elif head == "--endpoint":
             value = redact_url(value)
-        words.append(head + equals + value if equals else value)
-        flag = word if not equals else ""
+        if "--out" not in (head, word):
+            words.append(head + equals + value if equals else value)
+    if loaded.endpoint_source == "FOUNDRY_LOCAL_ENDPOINT":
+        words += ["--endpoint", redact_url(loaded.scenario.endpoint)]
     return shlex.join(words)
 
 

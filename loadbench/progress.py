@@ -9,9 +9,8 @@ from dataclasses import replace
 from loadbench.analysis.stats import LEASTS
 from loadbench.engine.load import Clock
 from loadbench.engine.shard import Shard
-from loadbench.records import Level
+from loadbench.records import Level, load_title
 from loadbench.report.live import LevelProgress, Progress, View
-from loadbench.report.words import load_title
 
 RATE_WINDOW_NS = 5_000_000_000
 """Rates "now" are those of the last five seconds: long enough to be calm, short enough to see a stall."""
@@ -82,7 +81,7 @@ class Watch:
             name=self._name,
             levels=tuple(self._levels),
             current=None if level is None else level.index,
-            phase=(shard.phase if shard is not None and level is not None else "setting up"),
+            phase=self._phase(),
             elapsed_s=now_ns / 1e9,
             remaining_s=self._remaining_s(now_ns),
             latency="TTFT" if self._streamed else "E2E",
@@ -102,11 +101,16 @@ class Watch:
             share=_share(level, shard.start_ns, counters.issued, now_ns),
             in_flight=counters.in_flight,
             requests_per_s=(counters.ended - ended) / elapsed_s if elapsed_s > 0 else None,
-            tokens_per_s=(counters.chunks - chunks) / elapsed_s if elapsed_s > 0 else None,
+            tokens_per_s=(counters.chunks - chunks) / elapsed_s if elapsed_s > 0 and self._streamed else None,
             p50_ms=None if p50_ns is None else p50_ns / 1e6,
             p95_ms=None if p95_ns is None else p95_ns / 1e6,
             failures={name: n for name, n in counters.outcomes.items() if name != "ok"},
         )
+
+    def _phase(self) -> str:
+        if self.shard is not None and self._current is not None:
+            return self.shard.phase
+        return "between levels" if any(level.ended for level in self._levels) else "setting up"
 
     def _mark(self, now_ns: int, ended: int, chunks: int) -> tuple[int, int, int]:
         """Note where the counters are; returns the oldest note inside the rate's window."""

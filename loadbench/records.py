@@ -6,6 +6,7 @@ Times are integer nanoseconds since the run began, on the monotonic clock; None 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 
@@ -139,6 +140,26 @@ def load_from_json(load: dict[str, Any]) -> Load:
     return Closed(load["concurrency"]) if load["kind"] == "closed" else Open.from_json(load)
 
 
+def load_title(load: Any) -> str:
+    """The load of a level as sentences, lists and tables name it.
+
+    ``4 users``, ``2/s poisson``, ``2/s gamma 0.5``, ``1→8/s ramp``, ``1→8/s constant ramp``, ``trace azure.csv ×2``.
+
+    It is a load of ours or of ``analysis.summary``, told apart by what it has: the live view needs these words before
+    the run and must not pay for importing the analysis then.
+    """
+    if hasattr(load, "concurrency"):
+        return f"{load.concurrency:,} user{'' if load.concurrency == 1 else 's'}"
+    burstiness, ramp, trace = (getattr(load, name, None) for name in ("burstiness", "ramp", "trace"))
+    if trace is not None:
+        return f"trace {PurePath(trace.file).name}" + ("" if trace.speed == 1 else f" ×{trace.speed:g}")
+    arrivals = load.arrivals + (f" {burstiness:g}" if burstiness else "")
+    if ramp is None:
+        return f"{load.rate_per_s:g}/s {arrivals}"
+    spacing = "" if arrivals == "poisson" else f"{arrivals} "
+    return f"{ramp.from_per_s:g}→{ramp.to_per_s:g}/s {spacing}ramp"
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
     """One load on one model, measured for a while.
@@ -176,5 +197,4 @@ class Level:
             self,
             requests=None if self.requests is None else dealt(self.requests),
             min_requests=dealt(self.min_requests),
-            max_in_flight=None if self.max_in_flight is None else dealt(self.max_in_flight),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from loadbench.report.live import View
 from loadbench.scenario.load import Loaded
 from loadbench.scenario.plan import levels as plan_levels
 from loadbench.scenario.prompts import PromptMix
+from loadbench.scenario.redaction import REDACTED
 from loadbench.scenario.schema import EMBEDDED
 from loadbench.target.models import Resolved
 from loadbench.target.state import DEAD
@@ -36,6 +38,9 @@ from loadbench.target.target import Target
 
 CANARY = Prompt("canary", 0, ({"role": "user", "content": "Say hello."},), 8)
 """Small enough to answer in a moment on anything, long enough to need more than one token."""
+
+FILES = ("run.json", "samples.jsonl", "telemetry.jsonl", "histograms.hlog")
+"""What a run writes while it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Run:
         self.scenario = order.loaded.scenario
         self.clock = Clock()
         self.started_wall_ns = time.time_ns()
-        self.folder = _make_folder(order, self.started_wall_ns)
+        self.folder, self._made_folder = _claim_folder(order, self.started_wall_ns)
         self.facts: dict[str, Any] = {}
         self._watch = Watch(view, self.scenario.name, self.clock)
         self._crew: Crew | None = None
@@ -89,7 +94,7 @@ class Run:
             status, reason = await self._measure_all(target)
         except BaseException as error:
             interrupted = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
-            self._give_up("interrupted" if interrupted else "failed", str(error) or type(error).__name__)
+            self._give_up(*("interrupted", None) if interrupted else ("failed", str(error) or type(error).__name__))
             raise
         finally:
             self._watch.stop()
@@ -100,122 +105,160 @@ class Run:
             raise UsageError(f"{reason}; what was measured until then is kept")
         return status
 
-    def _give_up(self, status: str, reason: str) -> None:
-        """Before the first measured request nothing is left behind; after it everything is kept."""
+    def _give_up(self, status: str, reason: str | None) -> None:
+        """Before the first measured request nothing of ours is left behind; after it everything is kept."""
         if self._measured:
             self._write(status, reason, ended=True)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        for name in FILES:
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "shards", ignore_errors=True)
+        if self._made_folder:
+            with contextlib.suppress(OSError):  # somebody put something there meanwhile: it is theirs
+                self.folder.rmdir()
 
     async def _open_target(self) -> Target:
         scenario, source = self.scenario, self.order.loaded.endpoint_source
         if scenario.endpoint == EMBEDDED:
             self._watch.say("starting an embedded Foundry Local")
             return await Target.embedded(scenario.models, source)
-        self._watch.say(f"asking {scenario.endpoint} what it is")
-        return await Target.at(scenario.endpoint, source, {**self.order.headers, **scenario.request.headers})
+        self._watch.say(f"asking {scenario.redacted().endpoint} what it is")
+        said = {
+            name.lower() for name in scenario.request.headers
+        }  # HTTP does not tell Authorization from authorization
+        ours = {name: value for name, value in self.order.headers.items() if name.lower() not in said}
+        return await Target.at(scenario.endpoint, source, {**ours, **scenario.request.headers})
 
     async def _measure_all(self, target: Target) -> tuple[str, str | None]:
-        models = [await target.resolve(asked) for asked in self.scenario.models]
-        ids = [model.id for model in models]
-        if twice := next((model_id for model_id in ids if ids.count(model_id) > 1), None):
-            asked = [name for name, model_id in zip(self.scenario.models, ids, strict=True) if model_id == twice]
-            raise UsageError(f"models: expected each model once, got {twice} as {' and '.join(asked)}")
-        levels = plan_levels(self.scenario, ids, self.order.loaded.traces)
-        self._describe(target, models, levels)
+        self._describe(target)
+        models = await self._resolve(target)
+        levels = plan_levels(self.scenario, [model.id for model in models.values()], self.order.loaded.traces)
+        self.facts["levels"] = [level.as_json() for level in levels]
         self._watch.expect(levels, stream=self.scenario.request.stream)
         death: str | None = None
         async with Crew(self.folder, self.clock, self.started_wall_ns, target.rss_bytes) as crew:
             self._crew, self._watch.shard = crew, crew
-            for place, model in enumerate(models):
+            for place, model in models.items():
                 mine = [level for level in levels if level.model == model.id]
-                death = await self._measure_model(target, crew, place, model, mine)
+                try:
+                    death = await self._measure_model(target, crew, place, model, mine)
+                except TargetError as error:
+                    self._fail_model(place, error)
                 if death is not None or crew.stop_reason is not None:
                     break
         self._watch.say("putting the workers' files together" if crew.size > 1 else None)
         merge_shards(self.folder, self.started_wall_ns)
         return ("target_died", death) if death is not None else self._how_it_ended(crew)
 
-    def _how_it_ended(self, shard: Crew) -> tuple[str, str | None]:
-        if shard.failure is not None:
-            return "failed", shard.failure
-        if shard.stop_reason is not None:
+    async def _resolve(self, target: Target) -> dict[int, Resolved]:
+        """The models that there are, by their place in the scenario. TargetError where there is none of them."""
+        models: dict[int, Resolved] = {}
+        for place, asked in enumerate(self.scenario.models):
+            try:
+                model = await target.resolve(asked)
+            except TargetError as error:
+                self._fail_model(place, error)
+                continue
+            for other, known in models.items():
+                if known.id == model.id:
+                    names = f"{self.scenario.models[other]} and {asked}"
+                    raise UsageError(f"models: expected each model once, got {model.id} as {names}")
+            models[place] = model
+            self.facts["models"][place] |= {"id": model.id, "how": model.how}
+        return models
+
+    def _fail_model(self, place: int, error: TargetError) -> None:
+        """Give the model a row with the reason and let the others go on; where none is left, that is the end."""
+        rows = self.facts["models"]
+        rows[place] |= {"status": "failed", "reason": str(error)}
+        if all(row["status"] == "failed" for row in rows):
+            raise error
+
+    def _how_it_ended(self, crew: Crew) -> tuple[str, str | None]:
+        if crew.failure is not None:
+            return "failed", crew.failure
+        if crew.stop_reason is not None:
             return "interrupted", None
         return "complete", None
 
     async def _measure_model(
-        self, target: Target, shard: Crew, place: int, model: Resolved, levels: list[Level]
+        self, target: Target, crew: Crew, place: int, model: Resolved, levels: list[Level]
     ) -> str | None:
         """Load, try, warm up, and run the levels of one model; how the target died, where it did."""
         row = self.facts["models"][place]
         self._watch.say(f"loading {model.id}")
         model = await target.load(model)
-        shard.talk_to(self._wire(target, model))
+        crew.talk_to(self._wire(target, model))
         mix = PromptMix(self.scenario, self.order.loaded.folder, 1.0 if row["synthetic"] else 4.0)
-        last = await self._try_out(shard, model, row, mix, levels[0].index)
-        await self._hire(shard, levels, last)
+        last = await self._try_out(crew, model, row, mix, levels[0].index)
+        await self._hire(crew, levels, last)
         self._write("running", None)
         for level in levels:
-            if shard.stop_reason is not None:
+            if crew.stop_reason is not None:
                 return None
-            state, evidence = await self._measure_level(target, shard, mix, level)
+            state, evidence = await self._measure_level(target, crew, mix, level)
             if state in DEAD:
                 return f"{state} after level {level.index}: {'; '.join(evidence)}"
         if len(self.facts["models"]) > 1:
             await target.unload(model)  # two models must not share the memory
         return None
 
-    async def _hire(self, shard: Crew, levels: list[Level], last: Sample) -> None:
+    async def _hire(self, crew: Crew, levels: list[Level], last: Sample) -> None:
         """Start the load processes that ``--workers`` asks for; ``auto``: as many as the calibrated ceiling wants."""
         workers = self.order.workers
         if workers is None:
             ceiling = (self.facts["calibration"] or {}).get("events_per_s")
             workers = workers_wanted(levels, last, self.scenario.request.max_tokens, ceiling)
-        if shard.size == 1 and workers > 1:
+        if workers > 1 and any(level.max_in_flight is not None for level in levels):
+            if self.order.workers is not None:
+                raise UsageError("--workers: max_in_flight is one valve, which several processes cannot hold: use one")
+            workers = 1
+        if crew.size == 1 and workers > 1:
             self._watch.say(f"starting {workers} load processes")
-            await shard.hire(workers, self.scenario.public_json(), self.order.loaded.folder)
-        self.facts["workers"] = shard.size
+            await crew.hire(workers, self.scenario.public_json(), self.order.loaded.folder)
+        self.facts["workers"] = crew.size
 
-    async def _try_out(self, shard: Crew, model: Resolved, row: dict[str, Any], mix: PromptMix, level: int) -> Sample:
+    async def _try_out(self, crew: Crew, model: Resolved, row: dict[str, Any], mix: PromptMix, level: int) -> Sample:
         """One canary, which says whether the model can be served at all, then the warm-up; returns the last of it."""
         self._watch.say("sending a canary")
-        canary = last = await shard.one(CANARY, "canary", level)
+        canary = last = await crew.one(CANARY, "canary", level)
         if canary.outcome != "ok":
             found = canary.outcome + (f": {canary.detail}" if canary.detail else "")
             raise TargetError(f"{model.id} at {self.facts['endpoint']['url']}: a canary failed: {found}")
         row.update(load_ms=model.load_ms, first_ms=_first_ms(canary), status="ok", how=model.how)
         draw = mix.draw(self.scenario.seed)
         for number in range(self.scenario.warmup.requests):
-            if shard.stop_reason is None:
+            if crew.stop_reason is None:
                 self._watch.say(f"warm-up {number + 1} of {self.scenario.warmup.requests}")
-                last = await shard.one(next(draw), "warmup", level)
+                last = await crew.one(next(draw), "warmup", level)
         self._watch.say(None)
         return last
 
-    async def _measure_level(self, target: Target, shard: Crew, mix: PromptMix, level: Level) -> tuple[str, list[str]]:
+    async def _measure_level(self, target: Target, crew: Crew, mix: PromptMix, level: Level) -> tuple[str, list[str]]:
         self._measured = True
         self._watch.begin(level)
         target.rss_bytes(relist=True)
-        before = shard.read_target_rss()
-        client = await shard.measure(level, mix, self.scenario.drain_s)
-        failed = {name: n for name, n in shard.counters().outcomes.items() if name != "ok"}
+        before = crew.read_target_rss()
+        client = await crew.measure(level, mix, self.scenario.drain_s)
+        counters = crew.counters()
+        attempted, failed = counters.attempted, {name: n for name, n in counters.outcomes.items() if name != "ok"}
         self._watch.end(level)
         canary = None
-        if self.scenario.canary and shard.stop_reason is None:
+        if self.scenario.canary and crew.stop_reason is None:
             self._watch.say("sending a canary")
-            canary = await shard.one(CANARY, "canary", level.index)
+            canary = await crew.one(CANARY, "canary", level.index)
             self._watch.say(None)
-        state, evidence = await target.state(canary, failed)
-        after = shard.read_target_rss()
-        shard.recorder.event(
+        state, evidence = await target.state(canary, failed, attempted=attempted, ended_by=crew.reason)
+        after = crew.read_target_rss()
+        crew.recorder.event(
             self.clock.now_ns(),
             "level_end",
             level=level.index,
-            complete=shard.stop_reason is None and state not in DEAD,
+            complete=crew.stop_reason is None and state not in DEAD,
             target={
                 "state": state,
                 "evidence": evidence,
-                "rss_bytes": {"before": before, "peak": shard.target_rss_peak, "after": after},
+                "rss_bytes": {"before": before, "peak": crew.target_rss_peak, "after": after},
             },
             client=client,
         )
@@ -240,7 +283,7 @@ class Run:
 
     # run.json
 
-    def _describe(self, target: Target, models: list[Resolved], levels: tuple[Level, ...]) -> None:
+    def _describe(self, target: Target) -> None:
         machine = environment()
         self.facts = {
             "environment": machine,
@@ -249,17 +292,17 @@ class Run:
             "models": [
                 {
                     "asked": asked,
-                    "id": model.id,
-                    "how": model.how,
+                    "id": None,
+                    "how": None,
                     "synthetic": target.is_synthetic(asked),
                     "status": "skipped",
                     "reason": None,
                     "load_ms": None,
                     "first_ms": None,
                 }
-                for asked, model in zip(self.scenario.models, models, strict=True)
+                for asked in self.scenario.models
             ],
-            "levels": [level.as_json() for level in levels],
+            "levels": [],
         }
 
     def _write(self, status: str, reason: str | None, ended: bool = False) -> None:
@@ -273,7 +316,7 @@ class Run:
             "reason": reason,
             "started": datetime.fromtimestamp(self.started_wall_ns / 1e9, UTC).isoformat().replace("+00:00", "Z"),
             "command": self.order.command,
-            "scenario": self.scenario.public_json(),
+            "scenario": _without_header_values(self.scenario.public_json()),
             "scenario_file": str(self.order.loaded.path),
             "seed": self.scenario.seed,
             "anchors": {
@@ -292,22 +335,31 @@ def _first_ms(sample: Sample) -> float | None:
     return (sample.first_token_ns - sample.sent_ns) / 1e6
 
 
-def _make_folder(order: Order, wall_ns: int) -> Path:
-    """Make the run's directory: the one asked for, or results/<UTC time>-<scenario>."""
+def _without_header_values(scenario: dict[str, Any]) -> dict[str, Any]:
+    """Results are for showing around: of headers they keep the names, whatever a value looks like."""
+    headers = scenario["request"].get("headers", {})
+    return scenario | {"request": scenario["request"] | {"headers": dict.fromkeys(headers, REDACTED)}}
+
+
+def _claim_folder(order: Order, wall_ns: int) -> tuple[Path, bool]:
+    """The run's directory, the one asked for or results/<UTC time>-<scenario>, and whether we made it.
+
+    The first file of it is made here, and only if there is none: of two runs that want one directory, one gets it.
+    """
     stamp = datetime.fromtimestamp(wall_ns / 1e9, UTC).strftime("%Y%m%dT%H%M%SZ")
     name = f"{stamp}-{order.loaded.scenario.name}"
-    folder = order.out or order.results / name
-    try:
-        for attempt in range(2, 100):
-            try:
-                folder.mkdir(parents=True)
-                break
-            except FileExistsError:
-                if order.out is not None:
-                    if folder.is_dir() and not any(folder.iterdir()):
-                        break
-                    raise UsageError(f"--out {folder}: expected a new or an empty directory") from None
-                folder = order.results / f"{name}-{attempt}"
-    except OSError as error:
-        raise UsageError(f"--out {folder}: cannot be made: {error.strerror}") from error
-    return folder
+    names = [order.out] if order.out is not None else [order.results / name]
+    names += [] if order.out is not None else [order.results / f"{name}-{attempt}" for attempt in range(2, 100)]
+    for folder in names:
+        try:
+            made = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            if made or not any(folder.iterdir()):
+                (folder / "samples.jsonl").open("xb").close()
+                return folder, made
+        except FileExistsError:
+            continue
+        except OSError as error:
+            asked = "--out " if order.out is not None else ""
+            raise UsageError(f"{asked}{folder}: cannot be made: {error.strerror}") from error
+    raise UsageError(f"--out {names[0]}: expected a new or an empty directory")

@@ -289,8 +289,9 @@ def test_a_late_client_is_said_to_have_shaped_the_level(tmp_path: Path) -> None:
     edit_client(path, loop_lag_p99_ns=20_000_000)
     first, *_, last = told(path).levels
     assert first.client.bound is True
-    assert first.client.bound_because == ("the event loop ran 20.0 ms late, 33% of the first-token p50",)
-    assert "client_bound" in abouts(first.cautions)
+    assert first.client.bound_because == ("the event loop ran late, p99 20.0 ms: 29% of the first-token p95",)
+    (caution,) = (caution for caution in first.cautions if caution.about == "client_bound")
+    assert caution.reason == first.client.bound_because[0]
     assert last.client.bound is False  # 20 ms of 480
 
 
@@ -384,7 +385,8 @@ def test_a_run_cut_off_is_incomplete_with_what_was_not_run(tmp_path: Path) -> No
     assert {"incomplete", "not_run", "torn"} <= abouts(summary.cautions)
     whole, cut = summary.levels
     assert (whole.complete, cut.complete) == (True, False)
-    assert "cut_short" in abouts(cut.cautions)
+    (caution,) = (caution for caution in cut.cautions if caution.about == "cut_short")
+    assert caution.reason == "the level did not end as planned: the run was cut off"
     assert cut.latency_ms["ttft"]["service"].n > 0
 
 

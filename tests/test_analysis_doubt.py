@@ -14,6 +14,7 @@ from loadbench.analysis.rundir import read, read_gaps
 from loadbench.analysis.span import span_of
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Caution, Level, Summary
+from loadbench.errors import UsageError
 from loadbench.records import Closed, Open, Ramp
 from loadbench.target.fake import serve
 from loadbench.target.fake_script import Script
@@ -309,3 +310,76 @@ def test_intervals_and_all_new_fields_survive_json(tmp_path: Path) -> None:
     level = orjson.loads(orjson.dumps(told(rundirs.closed_ladder(tmp_path))))["levels"][0]
     assert level["warmup_trimmed_s"] is None
     assert level["latency_ms"]["ttft"]["service"]["interval_95"]["p50"][0] < np.inf
+
+
+def test_few_samples_are_advised_what_their_stage_takes(tmp_path: Path) -> None:
+    def advice(**plan: Any) -> str:
+        write_run(tmp_path, [Planned(Closed(1))])
+        facts = orjson.loads((tmp_path / "run.json").read_bytes())
+        facts["levels"][0] |= plan
+        (tmp_path / "run.json").write_bytes(orjson.dumps(facts))
+        return caution(told(tmp_path).levels[0], "few_samples").advice
+
+    assert advice() == "set min_requests: 130, or duration: 31s"
+    assert advice(requests=70, duration_s=None) == "set requests: 130"
+    assert advice(requests=70) == "set requests: 130 and duration: 31s"
+    trace = {"file": "a.csv", "sha256": "0", "timestamps": None, "speed": 1.0, "requests": 70, "length_s": 15.0}
+    load = {"kind": "open", "rate_per_s": 4.6, "arrivals": "trace", "trace": trace}
+    assert advice(load=load, duration_s=None) == "replay more of the trace, or a longer one"
+
+
+def test_a_loop_that_is_late_once_in_a_hundred_times_is_held_against_the_tail(tmp_path: Path) -> None:
+    first = only(tmp_path, ONE_USER).latency_ms["ttft"]["service"]
+    assert first.p50 is not None
+    assert first.p95 is not None
+    between_ms = 0.1 * (first.p50 + first.p95) / 2  # over a tenth of the p50, under a tenth of the p95
+    assert edit_client(tmp_path, loop_lag_p99_ns=round(between_ms * 1e6)).client.bound is False
+    assert edit_client(tmp_path, loop_lag_p99_ns=round(0.11 * first.p95 * 1e6)).client.bound is True
+    assert edit_client(tmp_path, loop_lag_p99_ns=0, gc_pause_max_ns=round(between_ms * 1e6)).client.bound is True
+
+
+def test_without_a_p95_the_late_loop_is_held_against_the_p50(tmp_path: Path) -> None:
+    first = only(tmp_path, Planned(Closed(1), duration_s=3.0)).latency_ms["ttft"]["service"]
+    assert first.p95 is None
+    level = edit_client(tmp_path, loop_lag_p99_ns=round(0.11 * (first.p50 or 0) * 1e6))
+    assert level.client.bound_because[0].endswith("of the first-token p50")
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "status", "why"),
+    [
+        ("target_died", "target_died", "the target died"),
+        ("interrupted", "interrupted", "the run was interrupted"),
+        ("duration", "target_died", "the target died before it was through"),
+        ("requests", "running", "the run was cut off before it was through"),
+    ],
+)
+def test_a_level_that_was_cut_short_says_by_what(ended_by: str, status: str, why: str, tmp_path: Path) -> None:
+    write_run(tmp_path, [ONE_USER], status=status)
+
+    def cut(line: dict[str, Any]) -> None:
+        changes: dict[str, dict[str, Any]] = {"issue_end": {"reason": ended_by}, "level_end": {"complete": False}}
+        line.update(changes.get(line["event"], {}))
+
+    level = edit(tmp_path, "telemetry.jsonl", cut)
+    assert caution(level, "cut_short").reason == f"the level did not end as planned: {why}"
+
+
+@pytest.mark.parametrize("tokens", [0, 2**62, 2**64, 10**300])
+def test_token_counts_that_cannot_be_are_told_and_break_nothing(tokens: float, tmp_path: Path) -> None:
+    assert "no_tokens_counted" not in abouts(only(tmp_path, ONE_USER))
+
+    def count(line: dict[str, Any]) -> None:
+        line["output_tokens"] = tokens if tokens < 2**64 else float(tokens)
+
+    level = edit(tmp_path, "samples.jsonl", count)
+    assert level.tokens.output_total == 0
+    assert "70 answers that came in 2240 chunks" in caution(level, "no_tokens_counted").reason
+    orjson.dumps(told(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"level": 2**62}, {"output_tokens": "many"}])
+def test_what_is_no_number_is_refused_in_one_line(change: dict[str, Any], tmp_path: Path) -> None:
+    write_run(tmp_path, [ONE_USER])
+    with pytest.raises(UsageError, match="expected numbers where samples have numbers"):
+        edit(tmp_path, "samples.jsonl", lambda line: line.update(change))

@@ -12,7 +12,7 @@ from loadbench.analysis.rundir import read
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Summary
 from loadbench.analysis.verdict import exit_code, of
-from loadbench.records import Closed
+from loadbench.records import Closed, Open, Ramp
 from tests import rundirs
 from tests.rundirs import Planned, write_run
 
@@ -72,13 +72,13 @@ def test_few_requests_give_no_throughput_and_no_slope(tmp_path: Path) -> None:
 
 def test_open_loop_is_told_from_when_requests_were_due(tmp_path: Path) -> None:
     said = text(rundirs.open_loop(tmp_path))
-    assert "At 3 requests/s the first token comes 59.4 ms (p50) and 70.6 ms (p95) after it was due." in said
-    assert "At 2 requests/s the first token comes 60.8 ms (p50) after it was due." in said  # 120 samples: no firm p95
+    assert "At 3/s poisson the first token comes 59.4 ms (p50) and 70.6 ms (p95) after it was due." in said
+    assert "At 2/s poisson the first token comes 60.8 ms (p50) after it was due." in said  # 120 samples: no firm p95
 
 
 def test_an_incomplete_run_says_so_first(tmp_path: Path) -> None:
     said = text(rundirs.torn(tmp_path))
-    assert said.startswith("This run is incomplete")
+    assert said.startswith("The run was cut off: what follows is what was measured until then.")
     assert "2 of 4 planned levels were not run" in said
 
 
@@ -152,3 +152,39 @@ def test_throughput_without_an_order_is_not_called_a_trend(tmp_path: Path) -> No
         "does not grow with users: 71 to 121 tok/s between 1 and 4 users, in no order."
         in of(replace(summary, levels=shuffled)).text
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("target_died", "The target died: "),
+        ("failed", "The run failed: "),
+        ("interrupted", "The run was interrupted: "),
+        ("running", "The run was cut off: "),
+    ],
+)
+def test_how_a_run_ended_is_said_in_a_sentence(status: str, said: str, tmp_path: Path) -> None:
+    summary = told(rundirs.closed_ladder(tmp_path, status=status))
+    assert summary.verdict.text.startswith(said)
+    assert said.removesuffix(": ").lower() in {caution.reason.lower() for caution in summary.cautions}
+
+
+def test_a_level_that_was_cut_short_is_no_throughput(tmp_path: Path) -> None:
+    summary = told(rundirs.torn(tmp_path))
+    whole, cut = summary.levels
+    assert "tok/s at 1 user." in summary.verdict.text
+    assert "2 users: more users" not in summary.verdict.text
+    assert "No level ended as planned" in of(replace(summary, levels=(cut,))).text
+    assert "No level ended as planned" not in of(replace(summary, levels=(whole,))).text
+
+
+def test_schedules_are_called_what_they_are(tmp_path: Path) -> None:
+    ramp = Open(3.0, ramp=Ramp(1.0, 5.0, 30.0))
+    levels = [Planned(ramp, duration_s=30.0), Planned(Open(3.0, "gamma", 0.5), duration_s=30.0)]
+    summary = told(write_run(tmp_path, levels))
+    assert "At 1→5/s ramp the first token" in summary.verdict.text
+    assert "At 3/s gamma 0.5 the first token" in summary.verdict.text
+    assert [level.cautions[0].place.removeprefix("synthetic-edge:1 at ") for level in summary.levels] == [
+        "1→5/s ramp",
+        "3/s gamma 0.5",
+    ]

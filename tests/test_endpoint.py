@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from base64 import b64encode
 from gzip import compress
 from time import perf_counter
+from typing import Any
 
 import pytest
 
@@ -112,6 +114,40 @@ async def test_headers_go_to_the_server_and_nowhere_else() -> None:
             with pytest.raises(TargetError) as caught:
                 await discover(server.url, headers=key)
             assert "hunter2" not in repr(caught.value) and caught.value.__cause__ is None
+
+
+KEY = 'sk-"quoted"/and\\long'
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"status": 401, "json": {"error": {"message": f"Incorrect API key provided: {KEY}"}}},
+        {"status": 401, "json": {"detail": {"headers": {"authorization": f"Bearer {KEY}"}}}},
+        {"status": 401, "text": "who is " + b64encode(f"Bearer {KEY}".encode()).decode()},
+        {"status": 500, "text": f"{'x' * 60} {KEY}"},  # shortened in the middle of the key
+        {"status": 500, "text": f"<title>No {KEY} here</title>"},
+    ],
+)
+async def test_a_server_that_repeats_the_key_does_not_get_it_onto_the_terminal(refusal: dict[str, Any]) -> None:
+    headers = {"Server": f"proxy {KEY}"}
+    async with replay({"answers": {"*": refusal}, "headers": headers}) as server:
+        with pytest.raises(TargetError, match="…") as caught:
+            await discover(server.url, headers={"Authorization": f"Bearer {KEY}"})
+    line = str(caught.value)
+    assert "sk-" not in line and "quoted" not in line
+    assert b64encode(f"Bearer {KEY}".encode()).decode()[:12] not in line
+
+
+async def test_a_redirect_that_repeats_the_key_does_not_get_it_onto_the_terminal() -> None:
+    async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 307 Go\r\nLocation: /login/hunter2%21\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    async with at_socket(elsewhere) as url:
+        with pytest.raises(TargetError, match="redirects to /login/…: name the final address"):
+            await discover(url, headers={"Authorization": "Bearer hunter2!"})
 
 
 async def test_the_host_header_is_the_name_that_was_written() -> None:

@@ -25,8 +25,11 @@ from tests.endpoint_replay import at_socket
         ("http://box:80/v1", "http://box/v1"),
         ("HTTP://Box:5273//v1", "http://box:5273/v1"),
         ("http://127.0.0.1:5273/catalogs/local/v1/chat/completions", "http://127.0.0.1:5273/catalogs/local/v1"),
-        ("http://0.0.0.0:5273/v1", "http://127.0.0.1:5273/v1"),
-        ("http://[::]:5273/v1", "http://[::1]:5273/v1"),
+        ("http://0.0.0.0:5273/v1", "http://localhost:5273/v1"),
+        ("http://[::]:5273/v1", "http://localhost:5273/v1"),
+        ("http://box:5273/V1", "http://box:5273/v1"),
+        ("http://box:5273/Catalogs/Local/V1/Chat/Completions", "http://box:5273/catalogs/local/v1"),
+        ("http://box:5273/Team/V1", "http://box:5273/Team/v1"),
         ("[::1]:5273", "http://[::1]:5273"),
     ],
 )
@@ -65,10 +68,11 @@ async def test_localhost_is_asked_where_it_answers() -> None:
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")
-async def test_localhost_is_asked_on_ipv6_if_only_that_answers() -> None:
+@pytest.mark.parametrize("written", ["localhost", "0.0.0.0", "[::]"])
+async def test_this_machine_is_asked_on_ipv6_if_only_that_answers(written: str) -> None:
     try:
         async with at_socket(lambda *_: _say_nothing(), host="::1") as url:
-            address = await locate(parse_url(url.replace("[::1]", "localhost")), timeout_s=5)
+            address = await locate(parse_url(url.replace("[::1]", written)), timeout_s=5)
     except OSError as error:
         pytest.skip(f"this machine has no ::1 ({error.strerror})")
     assert address.ip == "::1"

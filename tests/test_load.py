@@ -49,6 +49,17 @@ def test_a_schedule_is_kept_to_the_nanosecond_however_long() -> None:
     assert all(0 <= (s.sent_ns or 0) - s.due_ns < 1000 for s in by_seq)
 
 
+def test_what_fell_due_while_we_stood_still_is_sent_late_and_never_left_out() -> None:
+    async def freeze(issuing: Issuing) -> None:
+        await asyncio.sleep(4.0)
+        issuing.clock.origin_ns -= 1_500_000_000  # the clock jumps: for 1.5 s nobody was there to send
+
+    world, issuing, ended_s = play(level(Open(100.0, "constant"), 5.0), 0.01, due_s=every(0.01), meanwhile=freeze)
+    assert (len(world.samples), issuing.reason) == (500, "duration")
+    assert ended_s >= 5.5
+    assert max((s.sent_ns or 0) - s.due_ns for s in world.samples) >= 1_400_000_000
+
+
 def test_a_level_stops_at_its_requests_before_its_duration() -> None:
     world, issuing, _ = play(level(Closed(2), 100.0, requests=7), 0.1)
     assert (len(world.samples), issuing.reason) == (7, "requests")

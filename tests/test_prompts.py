@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from loadbench.errors import UsageError
 from loadbench.records import Prompt
-from loadbench.scenario.prompts import PromptMix, read_prompt_file
+from loadbench.scenario.prompts import DECK, PromptMix, dealt, read_prompt_file
 from loadbench.scenario.schema import Scenario
 
 
-def drawn(entries: list[dict[str, Any]], count: int, *, seed: int = 1, **options: Any) -> list[Prompt]:
-    scenario = Scenario.model_validate({"prompts": entries, "request": {"max_tokens": 32}})
+def drawn(
+    entries: list[dict[str, Any]], count: int, *, seed: int = 1, scenario_seed: int = 42, **options: Any
+) -> list[Prompt]:
+    keys = {"prompts": entries, "request": {"max_tokens": 32}, "seed": scenario_seed}
+    scenario = Scenario.model_validate(keys)
     folder = options.pop("folder", Path())
     return list(itertools.islice(PromptMix(scenario, folder, **options).draw(seed), count))
 
@@ -34,9 +40,35 @@ MIX = [
 ]
 
 
-def test_kinds_are_drawn_by_weight() -> None:
-    counts = Counter(prompt.kind for prompt in drawn(MIX, 8000))
-    assert stats.chisquare([counts["often"], counts["seldom"]], [6000, 2000]).pvalue > 0.01
+def test_every_deck_holds_the_kinds_in_the_shares_of_their_weights() -> None:
+    kinds = [prompt.kind for prompt in drawn(MIX, 20 * DECK)]
+    decks = [kinds[at : at + DECK] for at in range(0, len(kinds), DECK)]
+    assert {deck.count("seldom") for deck in decks} == {DECK // 4}
+    assert len({tuple(deck) for deck in decks}) == len(decks)  # in an order that nobody can count on
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8), st.integers(0, 2**32))
+def test_kinds_of_any_weights_get_their_shares_in_every_stretch(weights: list[float], seed: int) -> None:
+    decks = 30
+    counts = Counter(itertools.islice(dealt(weights, random.Random(seed)), decks * DECK))
+    for place, weight in enumerate(weights):
+        assert abs(counts[place] - decks * DECK * weight / sum(weights)) < len(weights)
+
+
+def test_a_worker_that_takes_every_nth_prompt_has_about_the_shares_too() -> None:
+    for workers in (2, 4, 5):
+        for index in range(workers):
+            kinds = [prompt.kind for prompt in drawn(MIX, 500 * workers)[index::workers]]
+            assert kinds.count("seldom") == pytest.approx(125, abs=40)  # four deviations of an independent draw
+
+
+def test_all_levels_of_a_scenario_are_asked_the_same_work_in_words_of_their_own() -> None:
+    first, second = drawn(MIX, 200, seed=3), drawn(MIX, 200, seed=4)
+    work = [[(p.kind, p.max_tokens, len(text_of(p))) for p in level] for level in (first, second)]
+    assert work[0] == work[1]
+    made_up = [{text_of(p)[:8] for p in level if p.kind == "seldom"} for level in (first, second)]
+    assert made_up[0].isdisjoint(made_up[1])
+    assert [p.kind for p in drawn(MIX, 200, scenario_seed=1)] != [p.kind for p in first]
 
 
 def test_the_same_seed_draws_the_same_prompts_and_another_seed_others() -> None:
@@ -113,6 +145,7 @@ def test_a_file_may_be_an_object_with_prompts_and_may_begin_with_a_byte_order_ma
         ("not json", ":1: expected valid JSON: Expecting value"),
         ('["a",\n "b"', ":2: expected valid JSON: Expecting ',' delimiter"),
         ("[]", ": expected a list of prompts, got an empty list"),
+        ("[" * 200_000, ": expected a list of prompts, got lists or mappings nested too deep"),
         ('{"a": 1}', ": expected a list of prompts, got a dict"),
         ('["a", 5]', ": [1]: expected a text, a list of messages or an object with messages, prompt or text, got 5"),
         (

@@ -21,7 +21,6 @@ from markdown_it import MarkdownIt
 
 from loadbench.analysis.metrics import LATENCIES, METRICS, RATES
 from loadbench.analysis.summary import Caution, Summary, schema
-from loadbench.errors import UsageError
 from loadbench.outcomes import OUTCOMES
 from loadbench.records import Closed, Open
 from loadbench.report.columns import COLUMNS
@@ -436,7 +435,50 @@ def test_summary_json_is_what_the_schema_says_and_the_same_each_time(build: Buil
     assert not [name for name in first if name.endswith(".tmp")]
 
 
-def test_a_directory_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_one_warning_and_the_rest_is_written_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (rundirs.closed_ladder(tmp_path) / "summary.csv").mkdir()
-    with pytest.raises(UsageError, match=r"summary\.csv: expected a file that can be written, found Is a directory"):
-        write_report(tmp_path)
+    assert len(write_report(tmp_path).levels) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("loadbench: ")
+    assert line.endswith("summary.csv: expected a file that can be written, found Is a directory")
+    assert (tmp_path / "report.md").exists()
+    (tmp_path / "report.md").unlink()
+    (tmp_path / "report.md").mkdir()
+    said: list[str] = []
+    write_report(tmp_path, warn=said.append)
+    assert [line.endswith("found Is a directory (and 1 more like it)") for line in said] == [True]
+
+
+# Models and endpoint
+
+
+HOW = "auto: phi:1, the first of 2 listed; loaded for this run in 0.3 s"
+
+
+def with_facts(path: Path) -> Path:
+    """A run that chose a model by itself on a service that tells its versions and where its cache is."""
+    rundirs.closed_ladder(path)
+    facts = json.loads((path / "run.json").read_bytes())
+    facts["models"][0] |= {"id": "phi:1", "how": HOW, "load_ms": 303.0, "synthetic": False}
+    facts["endpoint"]["facts"] = {"model_cache_path": "/home/ann/.cache", "versions": {"sdk": "2.2.1", "ort": "1.31"}}
+    facts["environment"]["versions"]["loadbench"] = "0.1.0"
+    (path / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    return path
+
+
+def test_which_model_was_measured_and_why_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = write_report(with_facts(tmp_path))
+    assert summary.models[0].how == HOW
+    line = f"{HOW}; first answer in 95.0 ms"
+    assert line in console(summary, 120, monkeypatch).split("\n")
+    assert line in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_report_md_tells_each_version_once_in_words_and_nobodys_home(tmp_path: Path) -> None:
+    write_report(with_facts(tmp_path))
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| endpoint: versions | sdk 2.2.1, ort 1.31 |" in text
+    assert "/home/ann" not in text
+    assert text.count("0.1.0") == 1

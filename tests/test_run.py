@@ -83,7 +83,7 @@ def test_a_run_on_the_embedded_service_ends_with_every_file_and_says_what_it_mea
         assert level["tokens"]["output_mean"] == 8
     assert document["verdict"]["target"] == "healthy"
     assert "random weights" in done.stdout
-    assert done.stdout.rstrip().endswith("Repeat   loadbench run s.yaml --model synthetic:tiny --out out")
+    assert done.stdout.rstrip().endswith("Repeat   loadbench run s.yaml --model synthetic:tiny")
     assert f"Results  {Path('out')}" in done.stdout
 
 
@@ -314,6 +314,84 @@ async def test_a_model_that_cannot_answer_a_canary_is_not_measured(folder: Path)
     assert code == 3
     assert err == f"loadbench: fake-model:1 at {server.base_url}: a canary failed: empty\n"
     assert not (folder / "out").exists()
+
+
+async def test_neither_a_url_nor_a_setting_gives_a_secret_away(folder: Path) -> None:
+    code, out, err = await run(folder, "--endpoint", "http://usr:s3cret-url@127.0.0.1:9/v1?api_key=s3cret-query")
+    assert code in (2, 3)
+    assert "s3cret" not in out + err
+    async with scripted() as server:
+        words = ("--set", "request={max_tokens: 4, headers: {X-Custom: s3cret-custom}, extra: {token: s3cret-extra}}")
+        code, out, err = await run(folder, "--endpoint", server.base_url, *words, "--header", "X-Plain: s3cret-plain")
+    assert code == 0, err
+    assert b"s3cret" not in b"".join(path.read_bytes() for path in (folder / "out").iterdir())
+    assert "s3cret" not in out + err
+    assert "X-Plain" in (folder / "out" / "run.json").read_text()
+
+
+async def test_the_repeated_command_names_the_endpoint_and_makes_a_directory_of_its_own(folder: Path) -> None:
+    async with scripted() as server:
+        code, out, err = await run(folder, FOUNDRY_LOCAL_ENDPOINT=server.base_url)
+    assert code == 0, err
+    assert out.rstrip().endswith(f"Repeat   loadbench run s.yaml --endpoint {server.base_url}")
+
+
+async def test_of_two_runs_that_want_one_directory_one_gets_it(folder: Path) -> None:
+    (folder / "out").mkdir()
+    async with scripted() as server:
+        words = ("run", "s.yaml", "--endpoint", server.base_url, "--out", "out")
+        both = [await started(*words, cwd=folder) for _ in range(2)]
+        done = [await ended(process) for process in both]
+    assert sorted(code for code, _, _ in done) == [0, 2]
+    (refused,) = [err for code, _, err in done if code == 2]
+    assert refused == "loadbench: --out out: expected a new or an empty directory\n"
+    assert summary(folder / "out")["levels"][0]["requests"]["attempted"] == 12
+
+
+async def test_a_directory_that_was_there_stays_when_nothing_is_measured(folder: Path) -> None:
+    (folder / "out").mkdir()
+    code, _, _ = await run(folder, "--endpoint", "http://127.0.0.1:9/v1")
+    assert code == 3
+    assert list((folder / "out").iterdir()) == []
+
+
+async def test_a_dead_target_is_noticed_without_a_canary_too(folder: Path) -> None:
+    write(folder, "stages: [{concurrency: [4, 8], duration: 60s}]", "canary: false")
+    async with scripted(refuse_after=200, connection_close=True) as server:
+        code, _, err = await run(folder, "--endpoint", server.base_url)
+    assert code == 93, err
+    document = summary(folder / "out")
+    assert (document["status"], document["verdict"]["target"]) == ("target_died", "unreachable")
+    assert len(document["levels"]) == 1
+    assert err.splitlines()[-1].startswith("loadbench: target died: unreachable after level 0")
+
+
+async def test_a_model_that_fails_has_a_row_with_its_reason_and_the_rest_goes_on(folder: Path) -> None:
+    write(
+        folder, "stages: [{concurrency: 1, requests: 5}]", "models: [good:1, 'fake-fault:http_5xx', nobody, better:1]"
+    )
+    async with scripted(models=("good:1", "fake-fault:http_5xx", "better:1")) as server:
+        code, _, err = await run(folder, "--endpoint", server.base_url)
+    assert code == 3, err
+    document = summary(folder / "out")
+    assert [model["status"] for model in document["models"]] == ["ok", "failed", "failed", "ok"]
+    assert "a canary failed: http_5xx" in document["models"][1]["reason"]
+    assert "nobody" in document["models"][2]["reason"]
+    assert [level["model"] for level in document["levels"]] == ["good:1", "better:1"]
+    assert err.splitlines()[-1].startswith("loadbench: not every model could be served: ")
+
+
+async def test_an_exit_code_that_is_not_0_has_one_line_that_says_why(folder: Path) -> None:
+    async with scripted(faults=("http_5xx@2", "truncated@3")) as server:
+        code, _, err = await run(folder, "--endpoint", server.base_url, "--quiet")
+    assert code == 94
+    (line,) = err.splitlines()
+    assert line.startswith("loadbench: result invalid: ") and "http_5xx" in line
+    write(folder, "stages: [{concurrency: 1, requests: 20}]", "slo: {error_rate: 1%}")
+    async with scripted(faults=("http_5xx@4",)) as server:
+        words = ("run", "s.yaml", "--out", "missed", "--endpoint", server.base_url, "--quiet", "--set", "canary=false")
+        code, _, err = await ended(await started(*words, cwd=folder))
+    assert (code, err) == (99, "loadbench: SLO missed: error_rate at level 0\n")
 
 
 # What the user does wrong: one line, the right exit code, nothing left behind

@@ -229,7 +229,17 @@ def test_flags_make_the_stages_of_a_file_that_has_none(home: Path) -> None:
         (Overrides(duration="long"), "--duration: stages[0].duration: expected a duration such as 15s, 250ms or 2m"),
         (Overrides(endpoint="here"), "--endpoint: endpoint: expected embedded or a URL such as"),
         (Overrides(headers=("Authorization",)), "--header: expected 'Name: value'"),
-        (Overrides(headers=("A B: c",)), "--header: request: expected headers that HTTP allows, got 'A B'"),
+        (Overrides(headers=("A B: c",)), "--header: expected headers that HTTP allows, got 'A B'"),
+        (Overrides(headers=("X-A: b\r\nX-B: c",)), "--header: expected headers that HTTP allows, got 'X-A'"),
+        (
+            Overrides(headers=("content-length: 5",)),
+            "--header: expected headers that the client does not set itself, got",
+        ),
+        (Overrides(sets=("seed=" + "[" * 5000,)), "--set seed: expected a value that YAML can read"),
+        (
+            Overrides(rate="1/s", sets=("stages.1.duration=5s",)),
+            "--set stages.1.duration: expected the path of a value, got 1 where stages has none",
+        ),
     ],
 )
 def test_a_flag_that_does_not_fit_is_named(home: Path, overrides: Overrides, problem: str) -> None:
@@ -240,7 +250,63 @@ def test_a_flag_that_does_not_fit_is_named(home: Path, overrides: Overrides, pro
         assert refusal(text, overrides).startswith(problem)
 
 
+EDGE_STAGE = "stages: [{concurrency: [1, 2], duration: 15s, min_requests: 130}]"
+
+
+def test_a_flag_for_the_requests_lowers_the_least_of_them_and_never_raises_it(home: Path) -> None:
+    (fewer,) = read(EDGE_STAGE, Overrides(requests=20)).scenario.stages
+    assert (fewer.requests, fewer.min_requests) == (20, 20)
+    (more,) = read(EDGE_STAGE, Overrides(requests=200)).scenario.stages
+    assert (more.requests, more.min_requests) == (200, 130)
+    (from_env,) = read(EDGE_STAGE.replace("130", "'${LEAST:-130}'"), Overrides(requests=20)).scenario.stages
+    assert from_env.min_requests == 20
+
+
+def test_a_flag_for_the_duration_drops_the_least_number_of_requests_unless_it_is_set_too(home: Path) -> None:
+    (short,) = read(EDGE_STAGE, Overrides(duration="2s")).scenario.stages
+    assert (short.duration_s, short.min_requests) == (2, 0)
+    (kept,) = read(EDGE_STAGE, Overrides(duration="2s", sets=("stages.0.min_requests=9",))).scenario.stages
+    assert kept.min_requests == 9
+
+
+def test_what_is_set_in_a_stage_means_the_stages_that_the_flags_leave(home: Path) -> None:
+    text = "stages: [{concurrency: 2}, {rate: 1/s, arrivals: constant}]"
+    (valved,) = read(text, Overrides(rate="100/s", sets=("stages.0.max_in_flight=4",))).scenario.stages
+    assert (valved.loads(), valved.max_in_flight) == ((Open(100.0, "constant"),), 4)
+    (flagged,) = read(text, Overrides(rate="3/s", sets=("stages.0.rate=9/s",))).scenario.stages
+    assert flagged.rates_per_s == (3.0,)  # what has a flag of its own is meant more
+
+
 # Mistakes
+
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+MERGE_BOMB = BOMB.replace("[x]", "{x: 1}").replace(" [", " {<<: [").replace("]", "]}")
+CHAIN = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: *a{n - 1}}}\n" for n in range(1, 2000)) + "<<: *a1999\n"
+DEEP = "lists and mappings at most 64 deep, got more"
+MUCH = "at most 100,000 values, aliases counted as what they name, got more"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: " + "[" * 5000, f"s.yaml:1: expected valid YAML: {DEEP}"),
+        ("seed: 1\nmodels: " + "{a: " * 500, f"s.yaml:2: expected valid YAML: {DEEP}"),
+        (CHAIN, f"s.yaml:64: expected valid YAML: {DEEP}"),
+        (BOMB, f"s.yaml:6: expected valid YAML: {MUCH}"),
+        (MERGE_BOMB, f"s.yaml:6: expected valid YAML: {MUCH}"),
+    ],
+    ids=["lists", "mappings", "merges of merges", "aliases", "merges"],
+)
+def test_a_file_that_would_exhaust_its_reader_is_refused_with_its_line(home: Path, text: str, message: str) -> None:
+    assert refusal(text) == message
+
+
+@pytest.mark.parametrize(
+    "name", ["Transfer-Encoding", "content-length", "Connection", "Host", "Expect", "X-Request-ID"]
+)
+def test_a_header_that_the_client_sets_is_refused(home: Path, name: str) -> None:
+    expected = f"s.yaml:2: request: expected headers that the client does not set itself, got {name}"
+    assert refusal(f"seed: 1\nrequest: {{headers: {{{name}: 'x'}}}}") == expected
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from loadbench.errors import UsageError
 from loadbench.records import Closed, Open
 from loadbench.report.plan import print_plan
 from loadbench.scenario.load import load_scenario
@@ -138,6 +141,35 @@ def test_the_printed_plan_names_every_kind_of_load(tmp_path: Path) -> None:
         ["trace azure.csv ×2", "3", "0:00"],
         ["trace azure.csv", "3", "0:00"],
     ]
+
+
+def printed_plan(tmp_path: Path, text: str, encoding: str = "utf-8") -> str:
+    (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    print_plan(load_scenario(tmp_path / "s.yaml"), stream)
+    stream.flush()
+    return raw.getvalue().decode(encoding)
+
+
+def test_a_plan_is_printed_where_its_signs_cannot_be_spelt(tmp_path: Path) -> None:
+    assert "s ? " in printed_plan(tmp_path, "name: s\ndescription: in Köln", "ascii")
+
+
+def test_the_printed_plan_counts_one_in_the_singular_and_bounds_its_time(tmp_path: Path) -> None:
+    text = "warmup: {requests: 1}\ndeadlines: {first_token: 1s, total: 10s}\nstages: [{concurrency: 1, requests: 5}]"
+    printed = printed_plan(tmp_path, text)
+    assert "\n1 level, 1 warm-up request; time unknown" in printed
+    # Five requests, the drain, the warm-up and two canaries, ten seconds each.
+    assert printed.endswith("\nNo longer than 1:30, even if every request ran into its deadline.\n")
+
+
+def test_a_synthetic_model_that_there_is_not_is_refused_where_it_would_be_ours(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"s\.yaml: models: expected synthetic: with one of tiny, .*, got synthetic:no$"
+    ):
+        printed_plan(tmp_path, "models: [auto, 'synthetic:tiny', 'synthetic:no']")
+    assert "synthetic:no" in printed_plan(tmp_path, "models: ['synthetic:no']\nendpoint: http://h:1")
 
 
 def test_a_closed_loop_by_the_clock_has_a_time_and_no_number() -> None:

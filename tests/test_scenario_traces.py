@@ -12,8 +12,7 @@ from loadbench.analysis import rundir
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import OpenLoad, ShapedLoad
 from loadbench.errors import UsageError
-from loadbench.records import Level, Open, Ramp, Trace
-from loadbench.report.words import load_title
+from loadbench.records import Level, Open, Ramp, Trace, load_title
 from loadbench.scenario.arrivals import schedule
 from loadbench.scenario.load import Loaded, load_scenario
 from loadbench.scenario.plan import describe, levels
@@ -280,3 +279,12 @@ def test_a_trace_that_has_changed_since_it_was_read_is_refused_before_the_level_
     Path("t.jsonl").write_text('{"timestamp": 0}\n')
     with pytest.raises(UsageError, match=r"^t\.jsonl: expected the trace as it was when the scenario was read"):
         schedule(level.load, None, None, 1)
+
+
+@pytest.mark.parametrize(("column", "due_ns"), [("timestamp_s", 10**10), ("timestamp_ms", 10**7), ("timestamp", 10**7)])
+def test_a_column_that_names_its_unit_is_believed_whatever_stands_beside_it(
+    tmp_path: Path, column: str, due_ns: int
+) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(f'{{"{column}": 0, "input_length": 5}}\n{{"{column}": 10, "input_length": 5}}\n', encoding="utf-8")
+    assert [row.due_ns for row in read_trace(path, None, 1.0).rows] == [0, due_ns]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import shutil
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,11 +16,16 @@ import psutil
 import pytest
 from scipy import stats
 
-from loadbench.engine.crew import workers_wanted
+from loadbench.engine.crew import Crew, workers_wanted
+from loadbench.engine.load import Clock
+from loadbench.engine.merge import merge_shards, parts
 from loadbench.hdr import HlogReader, split_tag
-from loadbench.records import Closed, Level, Load, Open, Request
+from loadbench.records import Closed, Level, Load, Open, Request, Trace
+from loadbench.scenario.prompts import PromptMix
+from loadbench.scenario.schema import Scenario
 from loadbench.target.fake import FakeServer, serve
 from loadbench.target.fake_script import script_from
+from tests.asking import wire_to
 from tests.command import ended, eventually, rows, started, summary
 from tests.virtual import PROMPT, sample
 
@@ -152,6 +159,73 @@ async def test_a_killed_run_leaves_no_worker_and_its_report_has_all_that_they_wr
     assert document["levels"][0]["requests"]["ok"] > 150
 
 
+async def test_a_worker_that_hangs_is_killed_and_makes_the_run_invalid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loadbench.engine.crew.SILENCE_S", 1.0)
+    clock = Clock()
+    scenario = Scenario.model_validate({"prompts": [{"name": "a", "text": "one"}], "request": {"max_tokens": 4}})
+    async with scripted() as server, Crew(tmp_path, clock, 0, lambda: None) as crew:
+        crew.talk_to(wire_to(server.port))
+        await crew.hire(2, scenario.public_json(), tmp_path)
+        level = asyncio.create_task(crew.measure(whole(Closed(4)), PromptMix(scenario, tmp_path), 2.0))
+        await eventually(lambda: crew.counters().ended > 20)
+        victim = psutil.Process().children()[0]
+        victim.suspend()
+        await asyncio.wait_for(level, 20)
+        assert crew.failure is not None and "said nothing for 1 s and was killed" in crew.failure
+        assert crew.stop_reason == "worker_died"
+        assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_level_that_a_worker_cannot_measure_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    clock = Clock()
+    scenario = Scenario.model_validate({"prompts": [{"name": "a", "text": "one"}]})
+    trace = Trace("gone.jsonl", "0" * 64, None, 1.0, 5, 5.0)
+    async with scripted() as server, Crew(tmp_path, clock, 0, lambda: None) as crew:
+        crew.talk_to(wire_to(server.port))
+        await crew.hire(2, scenario.public_json(), tmp_path)
+        level = whole(Open(1.0, "trace", trace=trace))
+        await asyncio.wait_for(crew.measure(level, PromptMix(scenario, tmp_path), 2.0), 30)
+        assert crew.failure is not None and "failed: " in crew.failure and "gone.jsonl" in crew.failure
+
+
+async def test_one_valve_is_not_held_by_several_processes(tmp_path: Path) -> None:
+    write(tmp_path, "[{rate: 5/s, duration: 1s, max_in_flight: 1}]")
+    async with scripted() as server:
+        code, _, err = await run(tmp_path, server, 2, "--quiet")
+    assert (code, err) == (
+        2,
+        "loadbench: --workers: max_in_flight is one valve, which several processes cannot hold: use one\n",
+    )
+
+
+@pytest.mark.parametrize("moved", [None, 0, 1, 3])
+def test_a_merge_that_is_cut_off_anywhere_counts_every_request_once(tmp_path: Path, moved: int | None) -> None:
+    names = ("samples.jsonl", "telemetry.jsonl", "histograms.hlog")
+    folder, other = tmp_path / "run", tmp_path / "merged elsewhere"
+    for part, done in ((folder, [1]), (folder / "shards" / "0", [2, 4]), (folder / "shards" / "1", [3])):
+        part.mkdir(parents=True, exist_ok=True)
+        lines = "".join(f'{{"done_ns": {ns}, "t_ns": {ns}, "event": "tick"}}\n' for ns in done)
+        for name in names[:2]:
+            (part / name).write_text(lines + '{"torn')
+    if moved is None:
+        merge_shards(folder, 0)
+        assert not (folder / "shards").exists() and not (folder / "merged").exists()
+    else:  # what a kill leaves after so many files have been moved
+        shutil.copytree(folder, other)
+        merge_shards(other, 0)
+        (folder / "merged").mkdir()
+        for place, name in enumerate(names):
+            shutil.copy(other / name, (folder if place < moved else folder / "merged") / name)
+    found = [row["done_ns"] for path in parts(folder, "samples.jsonl") for row in rows(path)]
+    assert found == [1, 2, 3, 4]
+
+
+def whole(load: Load) -> Level:
+    return Level(0, 0, "fake-model:1", load, 3.0, None, 0, 1)
+
+
 async def test_ctrl_c_drains_every_worker(tmp_path: Path) -> None:
     write(tmp_path, "[{concurrency: 6, duration: 60s}]")
     async with scripted(gap_ms=10) as server:
@@ -177,11 +251,10 @@ def level(load: Load, **options: object) -> Level:
 
 
 def test_a_level_is_dealt_out_without_loss() -> None:
-    whole = Level(0, 0, "m:1", Closed(10), None, 83, 41, 1, max_in_flight=5)
+    whole = Level(0, 0, "m:1", Closed(10), None, 83, 41, 1)
     shares = [whole.share(index, 4) for index in range(4)]
     assert [share.requests for share in shares] == [21, 21, 21, 20]
     assert sum(share.min_requests for share in shares) == 41
-    assert [share.max_in_flight for share in shares] == [2, 1, 1, 1]
     assert Level.from_json(whole.as_json()) == whole
 
 

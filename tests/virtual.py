@@ -41,7 +41,7 @@ class VirtualClock(Clock):
         self._loop = loop
 
     def now_ns(self) -> int:
-        return round(self._loop.time() * 1e9)
+        return round(self._loop.time() * 1e9) - self.origin_ns
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -14,6 +14,7 @@ from loadbench.analysis.stats import FLOORS, NS_PER_MS, Distribution
 from loadbench.analysis.steady import FIRST_BINS, drift
 from loadbench.analysis.summary import Caution, Client, ClosedLoad, Latencies, Level, Summary
 from loadbench.outcomes import OUTCOMES
+from loadbench.records import load_title
 
 BOUND_SHARE = 0.10  # our lateness against the time to first token: MEASUREMENT.md, "Is it us?"
 BUSY_SHARE = 0.50  # of one core, and of the calibrated ceiling: beyond, what arrives together waits for its stamp
@@ -24,35 +25,46 @@ BESIDE_SHARE = 0.10  # of all cores: what we take from a target on the same mach
 STEAL_SHARE = 0.02
 ASKED_SHARE = 0.99
 REACHED_SHARE = 0.95
+STATUS = {
+    "interrupted": "the run was interrupted",
+    "target_died": "the target died",
+    "failed": "the run failed",
+    "incomplete": "the run was cut off",
+}
+"""What happened to a run that is not complete, by its status."""
+ENDED = STATUS | {"running": STATUS["incomplete"]}
 GROWTH_SHARE, GROWTH_BYTES = 0.10, 64 << 20  # under either, allocators' caches and page rounding explain it
 
 
 def place(level: Level) -> str:
     """What a level is called in sentences."""
-    if isinstance(level.load, ClosedLoad):
-        return f"{level.model} at {level.load.concurrency} user{'s' if level.load.concurrency > 1 else ''}"
-    return f"{level.model} at {level.load.rate_per_s:g} requests/s"
+    return f"{level.model} at {load_title(level.load)}"
 
 
 def client_bound(client: Client, latency_ms: Latencies) -> tuple[str, ...] | None:
-    """Why our own lateness may have shaped the numbers; empty: it did not; None: nothing to tell it from."""
-    lag = latency_ms["lag"]["service"]
-    lag_ms = next((value for value in (lag.p99, lag.p95, lag.p90, lag.max) if value is not None), None)
-    first_ms = first_token(latency_ms).p50
+    """Why our own lateness may have shaped the numbers; empty: it did not; None: nothing to tell it from.
+
+    Late is what takes over a tenth of the first token. A request that leaves late is held against the p50, as is the
+    longest pause. The loop's lag p99 is held against the p95 (p50, where too few samples have one): a loop that is
+    late once in a hundred times moves one stamp in a hundred, which a tail can show and a median cannot.
+    """
+    lag, first = latency_ms["lag"]["service"], first_token(latency_ms)
+    at, lag_ms = next(((q, ms) for q in ("p99", "p95", "p90", "max") if (ms := lag.value(q)) is not None), ("", None))
+    tail = "p50" if first.p95 is None else "p95"
     reasons = []
-    if first_ms is not None:
-        for what, late_ms in (
-            ("requests left", lag_ms),
-            ("the event loop ran", client.loop_lag_p99_ms),
-            ("a collector pause held it", client.gc_pause_max_ms),
-        ):
-            if late_ms is not None and late_ms > BOUND_SHARE * first_ms:
-                reasons.append(f"{what} {late_ms:.1f} ms late, {late_ms / first_ms:.0%} of the first-token p50")
+    for what, late_ms, held_against in (
+        (f"requests left late, {at}", lag_ms, "p50"),
+        ("the event loop ran late, p99", client.loop_lag_p99_ms, tail),
+        ("a collector pause held it up, at most", client.gc_pause_max_ms, "p50"),
+    ):
+        first_ms = first.value(held_against)
+        if late_ms is not None and first_ms is not None and late_ms > BOUND_SHARE * first_ms:
+            reasons.append(f"{what} {late_ms:.1f} ms: {late_ms / first_ms:.0%} of the first-token {held_against}")
     if client.cpu_share is not None and client.cpu_share > BUSY_SHARE:
         reasons.append(f"our process used {client.cpu_share:.0%} of a core")
     if client.ceiling_share is not None and client.ceiling_share > BUSY_SHARE:
         reasons.append(f"the load was {client.ceiling_share:.0%} of what this machine was calibrated to take")
-    known = (lag_ms is not None or client.loop_lag_p99_ms is not None) and first_ms is not None
+    known = (lag_ms is not None or client.loop_lag_p99_ms is not None) and first.p50 is not None
     return tuple(reasons) if reasons or known else None
 
 
@@ -65,9 +77,10 @@ def first_token(latency_ms: Latencies) -> Distribution:
 def of_level(level: Level, run: RunData, span: Span, clipped: int) -> tuple[Caution, ...]:
     """Every doubt about one level; ``clipped`` of its gaps did not fit the histogram."""
     found = (
-        *_cut_short(level),
+        *_cut_short(level, run),
         *_failures(level, run),
-        *_samples(level),
+        *_samples(level, span),
+        *_tokens(level, span),
         *_warm_up(level, span),
         *_steady(level, span),
         *_ours(level, run, span),
@@ -80,9 +93,11 @@ def of_level(level: Level, run: RunData, span: Span, clipped: int) -> tuple[Caut
 Found = Iterator[tuple[str, str, str]]
 
 
-def _cut_short(level: Level) -> Found:
+def _cut_short(level: Level, run: RunData) -> Found:
     if not level.complete:
-        why = level.ended_by or "the run was cut off"
+        why = ENDED.get(level.ended_by or run.facts["status"])
+        if why is None:  # it issued all that was planned, and was not through when
+            why = f"{ENDED.get(run.facts['status'], STATUS['incomplete'])} before it was through"
         yield "cut_short", f"the level did not end as planned: {why}", "repeat it before comparing it with others"
 
 
@@ -105,12 +120,31 @@ def _failures(level: Level, run: RunData) -> Found:
         yield "few_succeeded", reason, "look at p99_all, which counts failures as infinite"
 
 
-def _samples(level: Level) -> Found:
+def _samples(level: Level, span: Span) -> Found:
     n, enough = first_token(level.latency_ms).n, FLOORS["p95"]
     if 0 < n < enough:
-        longer_s = level.window_s * enough / n
         reason = f"{n} samples: p95 is firm from {enough}, p99 from {FLOORS['p99']}"
-        yield "few_samples", reason, f"set min_requests: {enough}, or duration: {math.ceil(1.1 * longer_s)}s"
+        yield "few_samples", reason, _enough(level, span, enough / n)
+
+
+def _enough(level: Level, span: Span, times: float) -> str:
+    """What to set for so many times the samples, in a form that the level's stage takes."""
+    requests, duration = math.ceil(times * level.requests.attempted), f"{math.ceil(1.1 * times * level.window_s)}s"
+    if span.plan["load"].get("trace"):
+        return "replay more of the trace, or a longer one"
+    if span.plan["requests"] is None:
+        return f"set min_requests: {requests}, or duration: {duration}"
+    return f"set requests: {requests}" + ("" if span.plan["duration_s"] is None else f" and duration: {duration}")
+
+
+def _tokens(level: Level, span: Span) -> Found:
+    samples = span.samples
+    none = (samples.output_tokens == 0) | (np.isnan(samples.output_tokens) & (samples.token_source >= 0))
+    odd = samples.take(span.ok & none & (samples.chunks > 0))
+    if len(odd):
+        found = f"{len(odd)} answers that came in {odd.chunks.sum():.0f} chunks"
+        reason = f"the server's usage says 0 tokens, or more than can be, for {found}"
+        yield "no_tokens_counted", reason, "do not trust tok/s and TPOT of this level; report it to the server's makers"
     sources = level.tokens.source
     if len(sources) > 1:
         told = " and ".join(f"{count} by {source}" for source, count in sources.items())
@@ -160,7 +194,7 @@ def _ours(level: Level, run: RunData, span: Span) -> Found:
     client = level.client
     if client.bound:
         advice = "give the client a machine of its own, or lower the load"
-        yield "client_bound", f"client-bound: {'; '.join(client.bound_because)}", advice
+        yield "client_bound", "; ".join(client.bound_because), advice
     cores = run.facts["environment"].get("cores")
     if client.cpu_share and cores and run.facts["endpoint"].get("local") and client.cpu_share > BESIDE_SHARE * cores:
         reason = f"our process used {client.cpu_share:.0%} of a core on the target's own machine of {cores}"
@@ -219,7 +253,7 @@ def _whole(summary: Summary, run: RunData) -> Found:
         why = f": {summary.reason}" if summary.reason else ""
         yield (
             summary.status,
-            f"the run is {summary.status.replace('_', ' ')}{why}",
+            f"{STATUS[summary.status]}{why}",
             "repeat it: the command is in the report",
         )
     missing = summary.levels_planned - len(summary.levels)

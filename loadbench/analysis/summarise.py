@@ -95,6 +95,7 @@ def _model(model: dict[str, Any]) -> Model:
     return Model(
         asked=model["asked"],
         id=model["id"],
+        how=model.get("how"),
         synthetic=model["synthetic"],
         status=model["status"],
         reason=model["reason"],

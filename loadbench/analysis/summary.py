@@ -183,10 +183,11 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as asked for and as found."""
+    """A model as asked for and as found; ``how`` says by what rule, and whether it was loaded for this run."""
 
     asked: str
     id: str | None
+    how: str | None
     synthetic: bool
     status: str
     reason: str | None

@@ -10,9 +10,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from loadbench.analysis.cautions import STATUS
 from loadbench.analysis.metrics import LATENCIES
 from loadbench.analysis.stats import FLOORS
 from loadbench.analysis.summary import ClosedLoad, Level, Result, SloClause, Summary, Verdict
+from loadbench.records import load_title
 
 FLAT_SHARE = 0.15  # throughput within this is one number: issue 2's bar for a serial engine, and about its scatter
 NEAR_SHARE = 0.05  # the smallest load this near the best throughput is where it is reached
@@ -63,7 +65,8 @@ def _slo_result(levels: Iterable[Level]) -> Result | None:
 
 def _sentences(summary: Summary) -> Iterator[str]:
     if summary.status != "complete":
-        yield f"This run is {summary.status.replace('_', ' ')}: what follows is what was measured until then."
+        told = STATUS[summary.status]
+        yield f"{told[0].upper()}{told[1:]}: what follows is what was measured until then."
     if not summary.levels:
         yield "Nothing was measured."
     for model in dict.fromkeys(level.model for level in summary.levels):
@@ -96,7 +99,15 @@ def _users(level: Level) -> int:
 
 
 def _throughput(levels: Sequence[Level]) -> Iterator[str]:
-    """Total throughput over concurrency: flat, still growing, or grown up to somewhere."""
+    """Total throughput over concurrency: flat, still growing, or grown up to somewhere.
+
+    Of whole levels only: one that was cut short has time in it in which nothing was measured any more.
+    """
+    whole = [level for level in levels if level.complete]
+    if levels and not whole:
+        yield "No level ended as planned, so there is no throughput to speak of."
+        return
+    levels = whole
     rates = [
         (_users(level), rate)
         for level in levels
@@ -177,9 +188,9 @@ def _open(levels: Sequence[Level]) -> Iterator[str]:
         response = level.latency_ms["ttft" if name == "first token" else "e2e"]["response"]
         told = [f"{_time(value)} (p{q})" for q in (50, 95) if (value := response.firm(f"p{q}")) is not None]
         if told:
-            yield f"At {level.load.rate_per_s:g} requests/s the {name} comes {_list(told)} after it was due."
+            yield f"At {load_title(level.load)} the {name} comes {_list(told)} after it was due."
         else:
-            yield f"At {level.load.rate_per_s:g} requests/s too few requests succeeded to speak of their latency."
+            yield f"At {load_title(level.load)} too few requests succeeded to speak of their latency."
 
 
 def _slo(levels: Sequence[Level]) -> Iterator[str]:
@@ -240,14 +251,14 @@ def _doubts(summary: Summary) -> Iterator[str]:
 
 
 def _loads(levels: Sequence[Level]) -> str:
-    """``at 1, 2 and 4 users and at 2 requests/s``."""
+    """``at 1, 2 and 4 users and at 2/s poisson``."""
     users = sorted({_users(level) for level in levels if isinstance(level.load, ClosedLoad)})
-    rates = sorted({level.load.rate_per_s for level in levels if not isinstance(level.load, ClosedLoad)})
+    schedules = dict.fromkeys(load_title(level.load) for level in levels if not isinstance(level.load, ClosedLoad))
     parts = []
     if users:
         parts.append(f"at {_list([str(n) for n in users])} user{'' if users == [1] else 's'}")
-    if rates:
-        parts.append(f"at {_list([f'{rate:g}' for rate in rates])} requests/s")
+    if schedules:
+        parts.append(f"at {_list([*schedules])}")
     return _list(parts)
 
 

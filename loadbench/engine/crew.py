@@ -28,6 +28,7 @@ HEAD_START_NS = 200_000_000
 """Between the order to measure and the moment at which all start: orders arrive within a few ms."""
 
 START_TIMEOUT_S = 60.0
+SILENCE_S = 10.0  # a worker that measures speaks four times a second
 END_TIMEOUT_S = 5.0
 
 
@@ -63,8 +64,7 @@ class Crew(Shard):
                 "prompts": str(prompts),
             }
             self._workers.append(await _Worker.start(order, self._on_death))
-        async with asyncio.timeout(START_TIMEOUT_S):
-            await self._all_say("ready")
+        await self._all_say("ready", START_TIMEOUT_S)
 
     async def __aexit__(self, *error: Any) -> None:
         """Send the workers home, then close our own files."""
@@ -97,7 +97,7 @@ class Crew(Shard):
         told = {"level": level.as_json()}
         self._tell_all(do="talk_to", wire=self._wire, e2e_s=self.e2e_s, chars_per_token=mix.chars_per_token)
         self._tell_all(do="prepare", **told)
-        await self._all_say("ready")
+        await self._all_say("ready", START_TIMEOUT_S)
         self.level, self.target_rss_peak = level, self.target_rss
         self.pulse.begin()
         start_ns = self.clock.now_ns() + HEAD_START_NS
@@ -106,13 +106,13 @@ class Crew(Shard):
             worker.counters = Counters()
         self.recorder.event(start_ns, "level_start", level=level.index)
         self._tell_all(do="measure", drain_s=drain_s, start_ns=start_ns, **told)
-        said = await self._all_say("measured")
+        said = await self._all_say("measured", SILENCE_S)
         reasons = [answer["reason"] for answer in said]
         self.reason = next((reason for reason in reasons if reason not in ("duration", "requests")), None) or (
             reasons[0] if reasons else "worker_died"
         )
-        if self.reason == "disk_failure":
-            self.failure = "a worker could not write its results"
+        if failure := next((answer["failure"] for answer in said if answer["failure"]), None):
+            self.failure = failure
             self.stop("disk_failure")
         issued_ns = max((answer["issue_end_ns"] for answer in said), default=self.clock.now_ns())
         self.recorder.event(issued_ns, "issue_end", level=level.index, reason=self.reason)
@@ -134,30 +134,32 @@ class Crew(Shard):
         for worker in self._workers:
             worker.tell(**order)
 
-    async def _all_say(self, answer: str) -> list[dict[str, Any]]:
-        """One such answer of every worker that lives to give it."""
-        said = await asyncio.gather(*(worker.says(answer) for worker in self._workers))
+    async def _all_say(self, answer: str, silence_s: float) -> list[dict[str, Any]]:
+        """One such answer of every worker that lives to give it; one that is silent for so long does not live."""
+        said = await asyncio.gather(*(worker.says(answer, silence_s) for worker in self._workers))
         return [one for one in said if one is not None]
 
-    def _on_death(self, index: int, code: int) -> None:
-        self.failure = self.failure or f"worker {index} died: {describe_exit(code)}"
+    def _on_death(self, index: int, how: str) -> None:
+        self.failure = self.failure or f"worker {index} {how}"
         self.stop("worker_died")
 
 
 class _Worker:
     """One process of the crew, as seen from here. ``counters`` is what it last said of the level."""
 
-    def __init__(self, process: asyncio.subprocess.Process, index: int, on_death: Callable[[int, int], None]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, index: int, on_death: Callable[[int, str], None]) -> None:
         self.counters = Counters()
         self._process = process
         self._index = index
         self._on_death = on_death
         self._ending = False
+        self._end: str | None = None
+        self._heard_s = 0.0
         self._answers: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, order: Mapping[str, Any], on_death: Callable[[int, int], None]) -> _Worker:
+    async def start(cls, order: Mapping[str, Any], on_death: Callable[[int, str], None]) -> _Worker:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -180,18 +182,33 @@ class _Worker:
         if self._process.returncode is None and not self._process.stdin.is_closing():
             self._process.stdin.write(orjson.dumps(order) + b"\n")
 
-    async def says(self, answer: str) -> dict[str, Any] | None:
-        """Its next answer of that name; None where it died instead."""
-        while (said := await self._answers.get()) is not None:
+    async def says(self, answer: str, silence_s: float) -> dict[str, Any] | None:
+        """Its next answer of that name; None where it died instead, or was killed for saying nothing for so long."""
+        loop = asyncio.get_running_loop()
+        self._heard_s = loop.time()
+        while True:
+            try:
+                async with asyncio.timeout_at(self._heard_s + silence_s):
+                    said = await self._answers.get()
+            except TimeoutError:
+                if loop.time() >= self._heard_s + silence_s:
+                    self._end = f"said nothing for {silence_s:g} s and was killed"
+                    self._process.kill()
+                    silence_s = END_TIMEOUT_S + silence_s
+                continue
+            if said is None:
+                self._answers.put_nowait(None)  # it stays dead
+                return None
             if said["answer"] == answer:
                 return said
-        self._answers.put_nowait(None)  # it stays dead
-        return None
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
         while line := await self._process.stdout.readline():
             said = orjson.loads(line)
+            self._heard_s = asyncio.get_running_loop().time()
+            if said["answer"] == "failed":
+                self._end = f"failed: {said['text']}"
             if "counters" in said:
                 self.counters = Counters.from_json(said["counters"])
             if said["answer"] != "counters":
@@ -199,7 +216,7 @@ class _Worker:
         self._answers.put_nowait(None)
         code = await self._process.wait()
         if not self._ending:
-            self._on_death(self._index, code)
+            self._on_death(self._index, self._end or f"died: {describe_exit(code)}")
 
     async def end(self) -> None:
         """Let it close its files and go; by force if it does not."""

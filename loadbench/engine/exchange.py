@@ -13,12 +13,10 @@ import orjson
 from loadbench.engine.sse import Stream, error_text, read_answer, readable
 from loadbench.outcomes import classify
 from loadbench.records import Request, Sample
+from loadbench.scenario.redaction import without_secrets
 
 BODY_LIMIT_BYTES = 16 << 20
 """Largest answer kept in one piece (non-streaming, or an error page): beyond it the server is not answering a chat."""
-
-SECRET_CHARACTERS = 6
-"""Shorter header values are no keys, and cutting them out would cut into words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +42,8 @@ class Wire:
     extra: Mapping[str, Any]
 
     def without_secrets(self, text: str) -> str:
-        """The text without the value of any header of ours, as a whole or without its scheme (``Bearer …``)."""
-        for value in self.headers.values():
-            for secret in (value, value.rpartition(" ")[2]):
-                if len(secret) >= SECRET_CHARACTERS:
-                    text = text.replace(secret, "…")
-        return text
+        """The text without the value of any header of ours, however the server writes it."""
+        return without_secrets(text, self.headers)
 
 
 class Exchange:

@@ -2,7 +2,7 @@
 
 `closed` is N users of whom each sends its next request when its last one is done; `open_` follows a schedule laid down
 before it starts and never waits for an answer. Schedules are endless: the level's bounds are kept in one place,
-`Issuing.may_start`. `run_level` runs one of the loops, stops it, and drains.
+`Issuing`. `run_level` runs one of the loops, stops it, and drains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GONE_AFTER = 20
 """So many refused connections in a row, with nothing answered between them, and the target counts as gone."""
 
 STARTS_A_TURN = 4
-"""Users that may start before the loop looks at its sockets again: a start takes some 50 µs, and of 512 at once the
+"""Requests that may start before the loop looks at its sockets again: a start takes some 50 µs, and of 512 at once the
 first would have their answers stamped when the last has been sent, 25 ms late."""
 
 PAUSE_AFTER_LOSS_NS = 100_000_000
@@ -65,7 +65,7 @@ class Issuing:
         self._refused_in_a_row = 0
 
     def may_start(self) -> bool:
-        """Whether one more request may start now."""
+        """Closed loop: whether one more request may start now."""
         level = self.level
         if self.reason is None and self.issued >= level.min_requests:
             if level.requests is not None and self.issued >= level.requests:
@@ -73,6 +73,15 @@ class Issuing:
             elif self.end_ns is not None and self.clock.now_ns() >= self.end_ns:
                 self.stop("duration")
         return self.reason is None
+
+    def is_over_at(self, offset_ns: int) -> str | None:
+        """Open loop: whether a request that is due so long after the start is none of the level's, and why."""
+        level = self.level
+        if self.issued < level.min_requests:
+            return None
+        if level.requests is not None and self.issued >= level.requests:
+            return "requests"
+        return "duration" if level.duration_s is not None and offset_ns >= level.duration_s * 1e9 else None
 
     def next_request(self, prompts: Iterator[Prompt], due_ns: int, user: int | None = None) -> Request:
         request = Request(self.issued * self.count + self.index, next(prompts), due_ns, user)
@@ -129,22 +138,29 @@ async def closed(issuing: Issuing, sender: Sender, prompts: Iterator[Prompt], us
                 await issuing.sleep_until(due_ns)
 
     async with asyncio.TaskGroup() as group:
-        for number in users:
+        for place, number in enumerate(users):
             due_ns = issuing.start_ns + number * spacing_ns
             await issuing.sleep_until(due_ns)
             group.create_task(user(number, due_ns))
-            if number % STARTS_A_TURN == 0:
+            if place % STARTS_A_TURN == 0:
                 await asyncio.sleep(0)
 
 
 async def open_(issuing: Issuing, sender: Sender, prompts: Iterator[Prompt], schedule_ns: Iterator[int]) -> None:
-    """Start each request when the schedule says, however many are unanswered, up to the valve ``max_in_flight``."""
-    valve = issuing.level.max_in_flight
+    """Start each request when the schedule says, however many are unanswered, up to the valve ``max_in_flight``.
+
+    What is due inside the level is sent, however late we are: whoever leaves out what he was too late for measures a
+    load that was never asked for, and calls it fine.
+    """
+    valve, ended_by = issuing.level.max_in_flight, "schedule"
     async with asyncio.TaskGroup() as group:
         for offset_ns in schedule_ns:
+            if over := issuing.is_over_at(offset_ns):
+                ended_by = over
+                break
             due_ns = issuing.start_ns + offset_ns
             await issuing.sleep_until(due_ns)
-            if not issuing.may_start():
+            if issuing.reason is not None:
                 break
             request = issuing.next_request(prompts, due_ns)
             if valve is not None and issuing.in_flight >= valve:
@@ -152,7 +168,11 @@ async def open_(issuing: Issuing, sender: Sender, prompts: Iterator[Prompt], sch
             else:
                 issuing.in_flight += 1  # here, since the task may begin after the next request is due
                 group.create_task(_send(issuing, sender, request)).add_done_callback(issuing.landed)
-        issuing.stop("schedule")  # it has an end of its own; a reason that was given before stands
+                if issuing.issued % STARTS_A_TURN == 0:
+                    await asyncio.sleep(0)
+        if ended_by == "duration" and issuing.end_ns is not None:
+            await issuing.sleep_until(issuing.end_ns)
+        issuing.stop(ended_by)  # a reason that was given before stands
 
 
 async def _send(issuing: Issuing, sender: Sender, request: Request) -> Sample:
@@ -193,8 +213,8 @@ async def run_level(
 
 
 async def _watch(issuing: Issuing) -> None:
-    """See the end of the duration even while every user waits for an answer."""
-    if issuing.end_ns is not None:
+    """See the end of a closed loop's duration even while every user waits for an answer."""
+    if issuing.end_ns is not None and isinstance(issuing.level.load, Closed):
         await issuing.sleep_until(issuing.end_ns)
         issuing.may_start()
     await issuing.stopped.wait()

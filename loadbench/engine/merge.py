@@ -6,6 +6,7 @@ run: files are read side by side, in the order of time in which each was written
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import io
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from loadbench.errors import UsageError
 from loadbench.hdr import Hdr, HlogReader, HlogWriter, Interval
 
 INTERVAL_S = 1.0
@@ -26,33 +28,52 @@ def shard_folders(folder: Path) -> list[Path]:
     return sorted((folder / "shards").glob("*"), key=lambda path: int(path.name))
 
 
+def parts(folder: Path, name: str) -> list[Path]:
+    """The files that hold ``name`` together, whenever a run or its merging was cut off."""
+    merged = folder / "merged"
+    if merged.exists():  # the merge was complete, the moving may not be
+        return [merged / name if (merged / name).exists() else folder / name]
+    return [folder / name, *(shard / name for shard in shard_folders(folder))]
+
+
 def merge_shards(folder: Path, started_wall_ns: int) -> None:
-    """Merge what lies in ``folder/shards`` into ``folder`` and remove it. Each file is replaced when it is whole."""
+    """Merge what lies in ``folder/shards`` into ``folder`` and remove it.
+
+    The merged files are made in ``merging``; its renaming to ``merged`` is the one moment from which they count and the
+    shards do not (`parts`). UsageError where the disk does not take them: then the shards stay, and are read.
+    """
     shards = shard_folders(folder)
     if not shards:
         return
-    parts = [folder, *shards]
-    _replace(folder / "samples.jsonl", _samples([part / "samples.jsonl" for part in parts]))
-    _replace(folder / "telemetry.jsonl", _telemetry(folder, shards))
-    _replace(folder / "histograms.hlog", _histograms([part / "histograms.hlog" for part in parts], started_wall_ns))
-    shutil.rmtree(folder / "shards")
+    merging, merged = folder / "merging", folder / "merged"
+    try:
+        merging.mkdir(exist_ok=True)
+        _write(merging / "samples.jsonl", _samples(parts(folder, "samples.jsonl")))
+        _write(merging / "telemetry.jsonl", _telemetry(folder, shards))
+        _write(merging / "histograms.hlog", _histograms(parts(folder, "histograms.hlog"), started_wall_ns))
+        merging.rename(merged)
+        for path in list(merged.iterdir()):
+            path.replace(folder / path.name)
+        shutil.rmtree(folder / "shards")
+        merged.rmdir()
+    except OSError as error:
+        shutil.rmtree(merging, ignore_errors=True)
+        raise UsageError(f"{folder}: the workers' files cannot be put together: {error.strerror}") from error
 
 
-def _replace(path: Path, pieces: Iterable[bytes]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as out:
+def _write(path: Path, pieces: Iterable[bytes]) -> None:
+    with path.open("wb") as out:
         for piece in pieces:
             out.write(piece)
-    temporary.replace(path)
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """The whole lines of a file, decoded and as they are; a torn last one is left out."""
+    """The whole lines of a file, decoded and as they are; torn ones, as a full disk leaves them, are left out."""
     if path.exists():
         with path.open("rb") as file:
             for line in file:
-                if line.endswith(b"\n"):
-                    yield orjson.loads(line), line
+                with contextlib.suppress(orjson.JSONDecodeError):
+                    yield orjson.loads(line), line if line.endswith(b"\n") else line + b"\n"
 
 
 def _samples(paths: list[Path]) -> Iterator[bytes]:

@@ -139,7 +139,8 @@ class Shard:
             sample = await self._client.send(request, level=self.level.index if self.level else -1, phase="load")
         finally:
             self.in_flight -= 1
-            self._in_flight_ns += self.clock.now_ns()
+        # Until the answer was whole: that its HTTP message ends later is the server's affair, and in no sample.
+        self._in_flight_ns += self.clock.now_ns() if sample.done_ns is None else sample.done_ns
         self.recorder.add(sample)
         return sample
 
@@ -187,6 +188,8 @@ class Shard:
         self.pulse.begin()
         self._in_flight_ns = 0
         self._issuing = issuing = Issuing(level.share(index, count), self.clock, start_ns, index, count)
+        if self.stop_reason is not None:  # told while the connections were being opened
+            issuing.stop(self.stop_reason)
         self.start_ns, self.phase = issuing.start_ns, "load"
         self.recorder.begin_level(level.index, issuing.start_ns)
         self.recorder.event(issuing.start_ns, "level_start", level=level.index)

@@ -115,7 +115,9 @@ class Stream:
     def _is_content_alone(self, data: bytes) -> bool:
         """Whether what starts like the template is a content chunk and nothing else."""
         stop = len(data) - len(self._suffix)
-        return data.endswith(self._suffix) and _PLAIN.fullmatch(data, len(self._prefix), stop) is not None
+        if not data.endswith(self._suffix) or _PLAIN.fullmatch(data, len(self._prefix), stop) is None:
+            return False
+        return data.isascii() or _is_utf8(data)
 
     def _event_alone(self, event: bytes, now_ns: int) -> None:
         """A read that is one event on one line, as nearly all are: no need to look for lines in it."""
@@ -241,6 +243,14 @@ class Stream:
         self.over = True
 
 
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class Answer:
     """What one chat completion object, whole or a chunk, says."""
 
@@ -279,7 +289,8 @@ def read_answer(document: Any, part: str) -> Answer | None:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A token count, None for what cannot be one: a server may say anything, and 2**62 tokens would be summed up."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31 else None
 
 
 def error_text(document: Any) -> str | None:

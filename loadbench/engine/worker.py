@@ -55,6 +55,7 @@ async def serve(order: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> 
                 tell(answer="ready")
             elif line["do"] == "measure":
                 level = asyncio.create_task(_measure(shard, mix, line))
+                level.add_done_callback(_tell_failure)
             elif line["do"] == "stop":
                 shard.stop(line["reason"])
         if level is not None:
@@ -65,8 +66,15 @@ async def serve(order: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> 
 async def _measure(shard: Shard, mix: PromptMix, line: dict[str, Any]) -> None:
     level = Level.from_json(line["level"])
     client = await shard.measure(level, mix, line["drain_s"], start_ns=line["start_ns"])
-    ended = {"reason": shard.reason, "issue_end_ns": shard.issue_end_ns}
+    ended = {"reason": shard.reason, "issue_end_ns": shard.issue_end_ns, "failure": shard.failure}
     tell(answer="measured", client=client, counters=shard.counters().as_json(), **ended)
+
+
+def _tell_failure(level: asyncio.Task[None]) -> None:
+    """A level that cannot be measured is this process's end: whoever waits for it must not wait for ever."""
+    if not level.cancelled() and (error := level.exception()) is not None:
+        tell(answer="failed", text=str(error) or type(error).__name__)
+        os._exit(1)
 
 
 async def _report(shard: Shard) -> None:

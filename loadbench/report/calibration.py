@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadbench.records import load_from_json
+from loadbench.records import load_from_json, load_title
 from loadbench.report.escape import plain
-from loadbench.report.words import NONE, figure, load_title, milliseconds
+from loadbench.report.words import NONE, figure, milliseconds
 
 CEILINGS = {"events": "tokens", "requests": "requests"}
 TIMES_FLOOR = 10  # what is ten times as long as an error is off by a tenth at the most: the share allowed to lag

@@ -12,7 +12,8 @@ from typing import Any
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
 from loadbench.analysis.stats import Distribution
 from loadbench.analysis.summary import ClosedLoad, Kind, Level, OpenLoad
-from loadbench.report.words import NONE, figure, load_title, octets, percentile, share
+from loadbench.records import load_title
+from loadbench.report.words import NONE, figure, octets, percentile, share
 
 CUT_SHORT = "*"  # stands after the load of a level that did not end as planned
 Value = str | int | float | None

@@ -32,7 +32,7 @@ RESULT_STYLES = {"pass": "green", "fail": "bold red", "?": "yellow"}
 
 def print_report(summary: Summary, run_dir: Path, stream: TextIO | None = None, *, quiet: bool = False) -> None:
     """The whole report, or when ``quiet`` its last two lines: where the results are, and how to repeat the run."""
-    console = _console(stream or sys.stdout)
+    console = console_on(stream or sys.stdout)
     if not quiet:
         _report(console, summary)
         console.print()
@@ -42,7 +42,8 @@ def print_report(summary: Summary, run_dir: Path, stream: TextIO | None = None, 
 
 def _report(console: Console, summary: Summary) -> None:
     console.print(Text.assemble((plain(summary.name), "bold"), f" · {plain(content.run_line(summary))}"))
-    console.print(Text(plain(content.endpoint_line(summary)), "dim"))
+    for line in (content.endpoint_line(summary), *map(content.model_line, summary.models)):
+        _prose(console, Text(plain(line), "dim"))
     console.print()
     _prose(console, Text(plain(summary.verdict.text, limit=10_000)))
     told = [*content.level_tables(summary), *(t for t in content.kind_tables(summary) if len(t.rows) <= KIND_ROWS)]
@@ -61,7 +62,8 @@ def _report(console: Console, summary: Summary) -> None:
     _doubts(console, "Cautions", [(sort[0].about.replace("_", " "), sort) for sort in cautions], "yellow")
 
 
-def _console(stream: TextIO) -> Console:
+def console_on(stream: TextIO) -> Console:
+    """A console that shows texts as they are, and shows what its stream cannot spell as a question mark."""
     # A Windows pipe may be in a code page without · or ≤: a question mark is better than no report.
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")

@@ -13,8 +13,9 @@ from loadbench.analysis.metrics import LATENCIES
 from loadbench.analysis.stats import FLOORS, LEASTS, Distribution
 from loadbench.analysis.summary import Caution, ClosedLoad, Level, Model, SloClause, Summary
 from loadbench.outcomes import OUTCOMES
+from loadbench.records import load_title
 from loadbench.report.columns import COLUMNS, CUT_SHORT, Column, of_kind, ranked_columns
-from loadbench.report.words import NONE, clock, count, load_title, milliseconds, octets, percentile, share
+from loadbench.report.words import NONE, clock, count, milliseconds, octets, percentile, share
 
 CLOSED = "closed loop: service time at concurrency N"
 OPEN = "open loop: response time, counted from when a request was due"
@@ -265,10 +266,14 @@ def machine_line(summary: Summary) -> str:
 
 
 def model_line(model: Model) -> str:
-    """A model as asked and found, and how long it took to load."""
-    asked = f" (asked for as {model.asked})" if model.id and model.asked != model.id else ""
-    loaded = "" if model.load_ms is None else f", loaded in {milliseconds(model.load_ms)}"
-    first = "" if model.first_ms is None else f", first answer in {milliseconds(model.first_ms)}"
-    status = "" if model.status == "ok" else f", {model.status}" + (f": {model.reason}" if model.reason else "")
-    words = ", synthetic: random weights" if model.synthetic else ""
-    return f"{model.id or model.asked}{asked}{words}{loaded}{first}{status}"
+    """A model as asked for and found, why it is that one, and how long it took to load."""
+    name = model.id or model.asked
+    if model.how:  # which says the loading, too
+        parts = [model.how if name in model.how else f"{name} ({model.how})"]
+    else:
+        parts = [name + (f" (asked for as {model.asked})" if model.asked != name else "")]
+        parts += [] if model.load_ms is None else [f"loaded in {milliseconds(model.load_ms)}"]
+    parts += ["synthetic: random weights"] if model.synthetic else []
+    parts += [] if model.first_ms is None else [f"first answer in {milliseconds(model.first_ms)}"]
+    parts += [] if model.status == "ok" else [model.status + (f": {model.reason}" if model.reason else "")]
+    return "; ".join(parts)

@@ -17,6 +17,8 @@ from loadbench.report import content
 from loadbench.report.content import Table
 from loadbench.report.escape import code, markdown, plain
 
+PRIVATE = {"model_cache_path"}  # somebody's home, of no use to who reads a report elsewhere
+
 
 def markdown_text(summary: Summary, scenario: Mapping[str, Any]) -> str:
     """The file's text. ``scenario`` is the resolved, redacted one from run.json."""
@@ -100,17 +102,22 @@ def _doubt(caution: Caution) -> tuple[str, str, str, str]:
 
 def _circumstances(summary: Summary) -> Iterator[str]:
     yield "## Endpoint and machine"
-    versions = summary.environment.get("versions") or {}
+    versions = {"loadbench": summary.loadbench} | (summary.environment.get("versions") or {})
+    told = {name: fact for name, fact in (summary.endpoint.get("facts") or {}).items() if name not in PRIVATE}
     facts = [
         ("endpoint", content.endpoint_line(summary)),
         *((f"model {index + 1}", content.model_line(model)) for index, model in enumerate(summary.models)),
         ("machine", content.machine_line(summary)),
-        ("loadbench", summary.loadbench),
         ("Python", f"{summary.environment.get('python')}, {summary.environment.get('event_loop')}"),
         ("packages", ", ".join(f"{name} {version}" for name, version in versions.items())),
-        *((f"endpoint: {name}", str(fact)) for name, fact in (summary.endpoint.get("facts") or {}).items()),
+        *((f"endpoint: {name.replace('_', ' ')}", _fact(fact)) for name, fact in told.items()),
     ]
     yield _table(("", ""), [(name, fact) for name, fact in facts if fact])
+
+
+def _fact(fact: object) -> str:
+    """``onnxruntime 1.31.0, …`` of what is an object in JSON."""
+    return ", ".join(f"{name} {value}" for name, value in fact.items()) if isinstance(fact, dict) else str(fact)
 
 
 def _definitions() -> Iterator[str]:

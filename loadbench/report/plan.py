@@ -7,22 +7,27 @@ import sys
 from typing import TextIO
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadbench.records import Closed
+from loadbench.errors import UsageError
+from loadbench.records import Closed, load_title
+from loadbench.report.console import console_on
 from loadbench.report.escape import plain
-from loadbench.report.words import clock, load_title
+from loadbench.report.words import clock, count
 from loadbench.scenario.load import Loaded
 from loadbench.scenario.plan import LevelPlan, describe, levels
+from loadbench.scenario.schema import EMBEDDED
+from loadbench.target.synthetic import SYNTHETIC
 
 
 def print_plan(loaded: Loaded, stream: TextIO | None = None) -> None:
-    """The plan of a scenario that has been read, and so is valid."""
+    """The plan of a scenario that has been read. Raises UsageError for a synthetic model that there is not."""
     scenario = loaded.scenario
+    _judge_models(loaded)
     plan = describe(scenario, levels(scenario, scenario.models, loaded.traces))
-    console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+    console = console_on(stream or sys.stdout)
+    console.soft_wrap = True
     console.print(Text.assemble((plain(scenario.name), "bold"), f" · {plain(loaded.path)} is valid"))
     if scenario.description:
         console.print(Text(plain(scenario.description)))
@@ -39,9 +44,21 @@ def print_plan(loaded: Loaded, stream: TextIO | None = None) -> None:
     known = f"about {clock(plan.estimated_s)}" if plan.estimated_s else "unknown"
     open_ended = plan.open_ended or any(_may_go_on(row) for row in plan.levels)
     more = "; levels bounded by a number of requests take as long as the target does" if open_ended else ""
-    warm = f", {plan.warmup_requests} warm-up requests" if plan.warmup_requests else ""
-    console.print(Text(f"{len(plan.levels)} levels{warm}; time {known} plus starting, loading and draining{more}."))
-    console.print(Text(f"At the very most {clock(plan.at_most_s)}, if every request runs into its deadline."))
+    warm = f", {count(plan.warmup_requests, 'warm-up request')}" if plan.warmup_requests else ""
+    console.print(
+        Text(f"{count(len(plan.levels), 'level')}{warm}; time {known} plus starting, loading and draining{more}.")
+    )
+    console.print(Text(f"No longer than {clock(plan.at_most_s)}, even if every request ran into its deadline."))
+
+
+def _judge_models(loaded: Loaded) -> None:
+    """What an endpoint serves only it knows; the synthetic models of the embedded one are ours."""
+    for model in loaded.scenario.models if loaded.scenario.endpoint == EMBEDDED else ():
+        kind, colon, name = model.partition(":")
+        if colon and kind == "synthetic" and name not in SYNTHETIC:
+            raise UsageError(
+                f"{loaded.path}: models: expected synthetic: with one of {', '.join(SYNTHETIC)}, got {model}"
+            )
 
 
 def _kind(name: str, weight: float) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
-from typing import Any
-
 NONE = "n/a"
 
 
@@ -53,23 +50,3 @@ def clock(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """``1 user``, ``2 users``: the regular plural."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def load_title(load: Any) -> str:
-    """The load of a level as lists and tables name it.
-
-    ``4 users``, ``2/s poisson``, ``2/s gamma 0.5``, ``1→8/s ramp``, ``1→8/s constant ramp``, ``trace azure.csv ×2``.
-
-    It is a load of ``records`` or of ``analysis.summary``, told apart by what it has: the live view needs these words
-    before the run and must not pay for importing the analysis then.
-    """
-    if hasattr(load, "concurrency"):
-        return count(load.concurrency, "user")
-    burstiness, ramp, trace = (getattr(load, name, None) for name in ("burstiness", "ramp", "trace"))
-    if trace is not None:
-        return f"trace {PurePath(trace.file).name}" + ("" if trace.speed == 1 else f" ×{trace.speed:g}")
-    arrivals = load.arrivals + (f" {burstiness:g}" if burstiness else "")
-    if ramp is None:
-        return f"{load.rate_per_s:g}/s {arrivals}"
-    spacing = "" if arrivals == "poisson" else f"{arrivals} "
-    return f"{ramp.from_per_s:g}→{ramp.to_per_s:g}/s {spacing}ramp"

@@ -15,8 +15,9 @@ from loadbench.records import Trace
 from loadbench.scenario.arrivals import within
 from loadbench.scenario.explain import explained
 from loadbench.scenario.prompts import read_prompt_file
-from loadbench.scenario.reading import Document, read_yaml
-from loadbench.scenario.schema import Scenario
+from loadbench.scenario.reading import Document, read_value, read_yaml
+from loadbench.scenario.redaction import is_secret, redact, redact_url
+from loadbench.scenario.schema import Scenario, header_problem
 from loadbench.scenario.stage import Stage
 from loadbench.scenario.traces import read_trace
 
@@ -28,7 +29,9 @@ class Overrides:
     """What flags say, as they were written. ``sets`` are ``path=value`` with a YAML value, ``headers`` ``Name: value``.
 
     ``concurrency`` and ``rate`` say which loads are measured: of the file's stages only the first of each kind that is
-    named stays, with the flag's value, and a kind that the file lacks gets a stage of its own.
+    named stays, with the flag's value, and a kind that the file lacks gets a stage of its own. ``sets`` mean the stages
+    that are left, by their new numbers. ``duration`` drops the file's ``min_requests``, and ``requests`` lowers it: who
+    asks for a length means it.
     """
 
     sets: tuple[str, ...] = ()
@@ -88,15 +91,14 @@ def _apply(overrides: Overrides, document: Document) -> None:
     loads = {kind: value for kind, value in kinds.items() if value is not None}
     if "stages" not in document.data:  # then the flags say what there is to measure
         document.data["stages"] = [{kind: value} for kind, value in loads.items()] or [{"concurrency": 1}]
+    later = [text for text in overrides.sets if text.startswith("stages.")]
     for text in overrides.sets:
-        steps, equals, value = text.partition("=")
-        place = f"--set {steps}"
-        if not equals or not all(steps.split(".")):
-            raise UsageError(f"--set: expected PATH=VALUE such as stages.0.duration=5s, got {text}")
-        try:
-            document.put(steps.split("."), yaml.safe_load(value), place)
-        except (yaml.YAMLError, ValueError):
-            raise UsageError(f"{place}: expected a value that YAML can read") from None
+        if text not in later:
+            _set(text, document)
+    _keep_stages(loads, document)
+    _relax(overrides, document)
+    for text in later:
+        _set(text, document)
     plain: dict[str, object] = {"endpoint": overrides.endpoint, "seed": overrides.seed}
     for key, given in plain.items():
         if given is not None:
@@ -105,13 +107,29 @@ def _apply(overrides: Overrides, document: Document) -> None:
         document.put(["models"], list(overrides.models), "--model")
     for header in overrides.headers:
         _put_header(header, document)
-    _put_stages(loads, {"duration": overrides.duration, "requests": overrides.requests}, document)
+    for at in range(_stage_count(document)):
+        for bound, limit in (("duration", overrides.duration), ("requests", overrides.requests)):
+            if limit is not None:
+                document.put(["stages", str(at), bound], limit, f"--{bound}")
+    for at, (kind, value) in enumerate(loads.items()):
+        if at < _stage_count(document):
+            document.put(["stages", str(at), kind], value, f"--{kind}")
+
+
+def _set(text: str, document: Document) -> None:
+    path, equals, value = text.partition("=")
+    steps = path.split(".")
+    if not equals or not all(steps):
+        raise UsageError(f"--set: expected PATH=VALUE such as stages.0.duration=5s, got {text}")
+    document.put(steps, read_value(value, f"--set {path}"), f"--set {path}")
 
 
 def _put_header(header: str, document: Document) -> None:
     name, colon, value = (part.strip() for part in header.partition(":"))
     if not colon or not name:
         raise UsageError("--header: expected 'Name: value', got no colon after a name")
+    if problem := header_problem(name, value):
+        raise UsageError(f"--header: {problem}")
     request = document.data.get("request")
     headers = request.get("headers") if isinstance(request, dict) else None
     if isinstance(headers, dict):  # HTTP does not tell Authorization from authorization
@@ -119,17 +137,30 @@ def _put_header(header: str, document: Document) -> None:
     document.put(["request", "headers", name], value, "--header")
 
 
-def _put_stages(loads: Mapping[str, str], bounds: Mapping[str, object], document: Document) -> None:
+def _stage_count(document: Document) -> int:
+    """How many there are to put something into; what is no list, validation refuses in better words."""
     stages = document.data["stages"]
-    if not isinstance(stages, list):
-        return  # validation says so better
-    if loads:
+    return len(stages) if isinstance(stages, list) else 0
+
+
+def _keep_stages(loads: Mapping[str, str], document: Document) -> None:
+    """Leave the stages whose load a flag names, one each."""
+    stages = document.data["stages"]
+    if loads and isinstance(stages, list):
         of_kind = [(kind, [stage for stage in stages if isinstance(stage, dict) and kind in stage]) for kind in loads]
-        stages = [{**(found[0] if found else {}), kind: loads[kind]} for kind, found in of_kind]
-        document.put(["stages"], stages, " ".join(f"--{kind}" for kind in loads))
-    for bound, limit in bounds.items():
-        for at in range(len(stages)) if limit is not None else ():
-            document.put(["stages", str(at), bound], limit, f"--{bound}")
+        kept = [{**(found[0] if found else {}), kind: loads[kind]} for kind, found in of_kind]
+        document.put(["stages"], kept, " ".join(f"--{kind}" for kind in loads))
+
+
+def _relax(overrides: Overrides, document: Document) -> None:
+    """Make the file's ``min_requests`` give way to a length that a flag asks for."""
+    for at in range(_stage_count(document)):
+        stage = document.data["stages"][at]
+        least = str(stage.get("min_requests", "")) if isinstance(stage, dict) else ""
+        if least and overrides.duration is not None:
+            document.put(["stages", str(at), "min_requests"], 0, "--duration")
+        elif least.isdecimal() and overrides.requests is not None and int(least) > overrides.requests > 0:
+            document.put(["stages", str(at), "min_requests"], overrides.requests, "--requests")
 
 
 def _with_hashes(scenario: Scenario, document: Document, folder: Path) -> Scenario:
@@ -173,3 +204,18 @@ def _trace(path: Path, stage: Stage) -> Trace:
     for requests, last_ns in enumerate(due_ns, start=1):  # noqa: B007 (the last pair is what is wanted)
         pass
     return Trace(path.as_posix(), found.sha256, stage.timestamps, speed, requests, last_ns / 1e9)
+
+
+def public_setting(setting: str) -> str:
+    """``PATH=VALUE`` of ``--set`` without what nobody else should read."""
+    path, _, text = setting.partition("=")
+    if "headers" in path.split(".") or is_secret(path.rpartition(".")[2]):
+        return f"{path}=…"
+    if path == "endpoint":
+        return f"{path}={redact_url(text)}"
+    value = yaml.safe_load(text)  # it has been read before, so it can be
+    if not isinstance(value, dict | list):
+        return setting
+    if isinstance(value, dict) and isinstance(value.get("headers"), dict):
+        value["headers"] = dict.fromkeys(value["headers"], "…")
+    return f"{path}={yaml.safe_dump(redact(value), default_flow_style=True, width=10_000).strip()}"

@@ -21,7 +21,9 @@ def levels(
     """One level for each model, stage and load, in that nesting, so that a model is loaded once.
 
     A level's seed comes from the scenario's seed, the stage and the place in the stage, and not from the model: all
-    models are asked the same things at the same times. ``traces`` are those of the stages, by their numbers.
+    models are asked the same things at the same times. It is for arrivals and for the words of made-up texts; which
+    work is asked is the scenario's seed's business and the same at every level. ``traces`` are those of the stages, by
+    their numbers.
     """
     laid_out: list[Level] = []
     for model in models:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
@@ -23,6 +23,10 @@ from loadbench.errors import UsageError
 from loadbench.records import Load, Open, Prompt
 from loadbench.scenario.schema import InputTokens, Message, Scenario
 from loadbench.scenario.traces import Row, replay
+
+# Prompts that are dealt with their kinds in the shares of the weights. Shares from 5 % up are in every deck; a deck is
+# shuffled, so that workers, who take every n-th prompt, have about these shares too.
+DECK = 20
 
 CHARS_PER_TOKEN = 4.0  # the usual rule of thumb for English; the exact count is the server's
 
@@ -77,6 +81,8 @@ def read_prompt_file(path: Path) -> PromptFile:
         items = json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}:{error.lineno}: expected valid JSON: {error.msg}") from None
+    except RecursionError:  # a thousand brackets
+        raise UsageError(f"{path}: expected a list of prompts, got lists or mappings nested too deep") from None
     except ValueError:  # not UTF-8, or a number of thousands of digits
         raise UsageError(f"{path}: expected JSON in UTF-8, got other bytes") from None
     if isinstance(items, dict) and "prompts" in items:
@@ -112,7 +118,8 @@ def _messages(item: Any, place: str) -> tuple[dict[str, Any], ...]:
     raise UsageError(f"{place}: expected {_SHAPES}, got {found}")
 
 
-Draw = Callable[[random.Random], Chat]
+# One prompt of a kind: what it costs comes from the first generator, what makes it unlike all others from the second.
+Draw = Callable[[random.Random, random.Random], Chat]
 
 
 class PromptMix:
@@ -135,24 +142,29 @@ class PromptMix:
             else:
                 draw = _one_of((Chat(user_says(entry.text or "")),))
             self._kinds.append((entry.name, entry.max_tokens or self._max_tokens, draw))
-        self._weights = list(itertools.accumulate(entry.weight for entry in scenario.prompts))
+        self._weights = [entry.weight for entry in scenario.prompts]
+        self._seed = scenario.seed
         _many_words()  # 3 ms that no level should pay
 
     def draw(self, seed: int, load: Load | None = None) -> Iterator[Prompt]:
         """Prompts without end; the same seed draws the same ones in the same order.
 
+        Their kinds, the chats and the lengths come from the scenario's seed: levels that are compared are asked the
+        same work, prompt by prompt. Only the words of made-up texts come from ``seed``, the level's: no cache that an
+        earlier level has filled can answer for the model.
+
         For a load from a trace there are as many as its rows, and a length that a row has decides: its input tokens
         make a text of the kind ``trace`` instead of one from the mix, its output tokens are max_tokens. Raises
         UsageError for a trace that is no longer there.
         """
-        drawn = self._drawn(random.Random(f"prompts {seed}"))  # of its own: arrivals of the same seed stay independent
+        drawn = self._drawn(random.Random(f"prompts {self._seed}"), random.Random(f"words {seed}"))
         trace = load.trace if isinstance(load, Open) else None
         return drawn if trace is None else self._as_recorded(replay(trace), drawn, random.Random(f"trace {seed}"))
 
-    def _drawn(self, rng: random.Random) -> Iterator[Prompt]:
-        for index in itertools.count():
-            name, max_tokens, draw = rng.choices(self._kinds, cum_weights=self._weights)[0]
-            chat = draw(rng)
+    def _drawn(self, work: random.Random, words: random.Random) -> Iterator[Prompt]:
+        for index, kind in enumerate(dealt(self._weights, work)):
+            name, max_tokens, draw = self._kinds[kind]
+            chat = draw(work, words)
             yield Prompt(name, index, chat.messages, chat.max_tokens or max_tokens)
 
     def _as_recorded(self, rows: Iterator[Row], mix: Iterator[Prompt], rng: random.Random) -> Iterator[Prompt]:
@@ -165,13 +177,37 @@ class PromptMix:
             yield replace(prompt, index=index, max_tokens=row.output_tokens or prompt.max_tokens)
 
 
+def dealt(weights: Sequence[float], rng: random.Random) -> Iterator[int]:
+    """Places in ``weights`` without end, in decks of ``DECK`` that hold each by its weight, shuffled.
+
+    What a deck cannot hold in whole cards is owed to the next ones, so shares hold in every stretch: independent draws
+    would give 130 requests at a share of a fifth 26 ± 5, and levels with other work could not be compared.
+    """
+    total = sum(weights)
+    owed = [0.0] * len(weights)
+    while True:
+        owed = [debt + DECK * weight / total for debt, weight in zip(owed, weights, strict=True)]
+        counts = [max(0, math.floor(debt)) for debt in owed]
+        most_owed = sorted(range(len(owed)), key=lambda place: counts[place] - owed[place])
+        for place in most_owed[: DECK - sum(counts)]:
+            counts[place] += 1
+        owed = [debt - count for debt, count in zip(owed, counts, strict=True)]
+        deck = [place for place, count in enumerate(counts) for _ in range(count)]
+        rng.shuffle(deck)
+        yield from deck
+
+
 def _one_of(chats: tuple[Chat, ...]) -> Draw:
-    return lambda rng: rng.choice(chats)
+    return lambda work, words: work.choice(chats)
 
 
 def _made_up_like(tokens: InputTokens, chars_per_token: float) -> Draw:
     """Texts of a drawn length."""
-    return lambda rng: Chat(user_says(_made_up(round(_truncated_normal(tokens, rng) * chars_per_token), rng)))
+
+    def draw(work: random.Random, words: random.Random) -> Chat:
+        return Chat(user_says(_made_up(round(_truncated_normal(tokens, work) * chars_per_token), words)))
+
+    return draw
 
 
 @functools.cache

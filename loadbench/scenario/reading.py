@@ -21,6 +21,12 @@ Loc = tuple[str | int, ...]
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
+# A scenario is some six deep and has some hundred values. More is a mistake, or made to exhaust who reads it: nine
+# lines of aliases can stand for 10^9 values, and 400 brackets for more calls than Python allows.
+_MOST_DEPTH = 64
+_MOST_VALUES = 100_000
+
+
 def spell(loc: Loc) -> str:
     """``("stages", 1, "rate")`` → ``stages[1].rate``."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).lstrip(".")
@@ -86,7 +92,7 @@ def read_yaml(path: Path, env: Mapping[str, str]) -> Document:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x}") from None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         root = loader.get_single_node()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -100,6 +106,51 @@ def read_yaml(path: Path, env: Mapping[str, str]) -> Document:
         raise document.error((), f"expected keys such as name, models and stages, got {found}")
     document.data = data
     return document
+
+
+def read_value(text: str, place: str) -> Any:
+    """Read one YAML value from elsewhere than a file. Raises UsageError that names the place."""
+    try:
+        return _Loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError):  # as in a file: !tag, 2025-13-01, !!bool x
+        raise UsageError(f"{place}: expected a value that YAML can read") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses, while it is composed, what is too deep or too much. An alias counts as what it names, in a merge too."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._extents: dict[int, tuple[int, int]] = {}  # of a node, by its id: how many values, how deep
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        self._depth += 1
+        self._refuse(1, self._depth, event)  # before Python's own stack ends
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(node, yaml.CollectionNode) and not isinstance(event, yaml.AliasEvent):
+            inner = (
+                node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+            )
+            extents = [self._extents.get(id(part), (1, 1)) for part in inner]
+            values, depth = (
+                1 + sum(values for values, _ in extents),
+                1 + max((depth for _, depth in extents), default=0),
+            )
+            self._refuse(values, depth, event)
+            self._extents[id(node)] = values, depth
+        return node
+
+    def _refuse(self, values: int, depth: int, event: yaml.Event) -> None:
+        if depth > _MOST_DEPTH:
+            problem = f"lists and mappings at most {_MOST_DEPTH} deep, got more"
+        elif values > _MOST_VALUES:
+            problem = f"at most {_MOST_VALUES:,} values, aliases counted as what they name, got more"
+        else:
+            return
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)

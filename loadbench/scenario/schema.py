@@ -22,6 +22,11 @@ from loadbench.scenario.units import Count, Duration, Positive, Share
 
 EMBEDDED = "embedded"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token, RFC 9110 section 5.6.2
+# These say how bytes travel, which only the client knows, or what it counts on; Host is what the endpoint's URL says.
+_OURS = {
+    *("accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te"),
+    *("trailer", "transfer-encoding", "upgrade", "x-request-id"),
+}
 _SENT_BY_US = {"model", "messages", "stream", "max_tokens", "temperature"}
 
 Models = Annotated[
@@ -42,6 +47,13 @@ def _plain_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_plain_name)]
 
 
+def header_problem(name: str, value: str) -> str | None:
+    """Why a header cannot be sent with every request, if so. The value is not shown: it may be a key."""
+    if not _HEADER_NAME.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+        return f"expected headers that HTTP allows, got {name!r}"
+    return f"expected headers that the client does not set itself, got {name}" if name.lower() in _OURS else None
+
+
 class RequestOptions(Part):
     """What every request has in common."""
 
@@ -60,8 +72,8 @@ class RequestOptions(Part):
     @model_validator(mode="after")
     def _can_be_sent(self) -> RequestOptions:
         for name, value in self.headers.items():
-            if not _HEADER_NAME.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
-                raise refuse(f"expected headers that HTTP allows, got {name!r}")
+            if problem := header_problem(name, value):
+                raise refuse(problem)
         if ours := _SENT_BY_US & self.extra.keys():
             raise refuse(f"expected keys in extra that request has not itself, got {', '.join(sorted(ours))}")
         return self

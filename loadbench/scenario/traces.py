@@ -25,7 +25,8 @@ from loadbench.records import Trace
 _TIMES = ("timestamp", "timestamp_s", "timestamp_ms", "TIMESTAMP", "Timestamp")
 _INPUTS = ("input_tokens", "input_length", "ContextTokens", "Request tokens")
 _OUTPUTS = ("output_tokens", "output_length", "GeneratedTokens", "Response tokens")
-_IN_MS = {"timestamp_ms", "input_length", "output_length"}  # Mooncake's timestamps are milliseconds
+_STATED = {"timestamp_s": "s", "timestamp_ms": "ms"}
+_MOONCAKES = {"input_length", "output_length"}  # whose plain timestamps are milliseconds
 
 _UNITS_NS = {"s": 1_000_000_000, "ms": 1_000_000}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -138,8 +139,11 @@ def _timestamp_in(columns: Collection[str], place: str) -> str:
 
 def _unit(fields: Fields, moment: float | datetime) -> str:
     """The unit of a trace's numbers where the scenario does not state it, told from its first row."""
-    in_ms = not _IN_MS.isdisjoint(fields) or (not isinstance(moment, datetime) and moment >= _SURELY_MS)
-    return "ms" if in_ms else "s"
+    column = _used(_TIMES, fields)
+    if column in _STATED:  # its name says it, whatever stands beside it
+        return _STATED[column]
+    mooncake = column == "timestamp" and not _MOONCAKES.isdisjoint(fields)
+    return "ms" if mooncake or (not isinstance(moment, datetime) and moment >= _SURELY_MS) else "s"
 
 
 def _moment(value: object, place: str) -> float | datetime:

@@ -15,8 +15,11 @@ from loadbench.errors import TargetError, UsageError
 EXAMPLE = "a URL such as http://host:5273/v1"
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+", re.ASCII | re.IGNORECASE)
 _PATH = re.compile(r"[!-~]*")  # printable ASCII: anything else has to be percent-encoded in a request line
-# What services report as "all interfaces" and nobody can connect to by that name on every system.
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+# What services report as "all interfaces" and nobody can connect to by that name on every system. As localhost both
+# of this machine's addresses are tried: a socket on :: may answer on either.
+_WILDCARDS = {"0.0.0.0": "localhost", "::": "localhost"}
+# Servers know these in small letters only.
+_KNOWN_END = re.compile(r"(/catalogs/local)?(/v1)?(/chat/completions)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ def parse_url(text: str) -> Url:
         "://" not in text and port is None and "." not in host and ":" not in host and host != "localhost"
     ):
         raise found
-    path = re.sub(r"/{2,}", "/", parts.path).rstrip("/").removesuffix("/chat/completions")
+    path = re.sub(r"/{2,}", "/", parts.path).rstrip("/")
+    path = _KNOWN_END.sub(lambda end: end[0].lower(), path).removesuffix("/chat/completions")
     default = 443 if parts.scheme == "https" else 80
     return Url(parts.scheme, _WILDCARDS.get(host, host), port or default, path)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from loadbench.errors import TargetError, UsageError
+from loadbench.scenario.redaction import without_secrets
 from loadbench.target.address import Address
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 BODY_LIMIT_BYTES = 8 << 20
 """Foundry's whole public catalogue is below 1 MB; a server with ten thousand models would still fit."""
+
+QUOTE_LIMIT = 10_000
+"""So much of an answer is looked through for what is worth quoting."""
 
 
 def one_line(text: str, limit: int = 200) -> str:
@@ -48,7 +52,8 @@ class Answer:
 class Control:
     """Calls to one address, each on a connection of its own: a server that takes one at a time must not hang us.
 
-    ``headers`` may hold secrets. They go to this address only, no redirect is followed, and no error repeats them.
+    ``headers`` may hold secrets. They go to this address only, no redirect is followed, and no error repeats them,
+    not even where the server does.
     """
 
     def __init__(self, address: Address, headers: Mapping[str, str] | None = None) -> None:
@@ -56,6 +61,7 @@ class Control:
             if not (name + value).isprintable():
                 raise UsageError(f"header {one_line(name)}: expected one line of text, got a control character in it")
         self._address = address
+        self._secrets = dict(headers or {})
         self._headers = {"Accept": "application/json", "Accept-Encoding": "identity", **(headers or {})}
         # Connecting to the address and not the name: asked once, the same machine answers for the whole run.
         self._headers["Host"] = address.host_header
@@ -96,13 +102,32 @@ class Control:
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as response:
                 if response.status in (301, 302, 303, 307, 308):
-                    target = one_line(response.headers.get("Location", "nowhere").partition("?")[0])
+                    target = one_line(self._clean(response.headers.get("Location", "nowhere").partition("?")[0]))
                     raise TargetError(f"{where}: redirects to {target}: name the final address")
-                return _answer(response, await _read(response, where))
+                return self._answer(response, await _read(response, where))
         except TimeoutError:
             raise TargetError(f"{where}: no answer within {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise TargetError(f"{where}: {_reason(error)}") from None
+            raise TargetError(f"{where}: {self._clean(_reason(error))}") from None
+
+    def _clean(self, text: str) -> str:
+        return without_secrets(text, self._secrets)
+
+    def _answer(self, response: aiohttp.ClientResponse, body: bytes) -> Answer:
+        try:
+            json = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            json = None
+        server = one_line(self._clean(response.headers.get("Server", "")), 60)
+        said, limit = _said(json, body)
+        # Cut out before it is shortened: the beginning of a key is no less a key's.
+        return Answer(
+            response.status,
+            server,
+            one_line(self._clean(response.content_type), 60),
+            json,
+            one_line(self._clean(said), limit),
+        )
 
 
 async def _read(response: aiohttp.ClientResponse, where: str) -> bytes:
@@ -114,24 +139,15 @@ async def _read(response: aiohttp.ClientResponse, where: str) -> bytes:
     return bytes(body)
 
 
-def _answer(response: aiohttp.ClientResponse, body: bytes) -> Answer:
-    try:
-        json = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        json = None
-    server = one_line(response.headers.get("Server", ""), 60)
-    return Answer(response.status, server, response.content_type, json, _said(json, body))
-
-
-def _said(json: Any, body: bytes) -> str:
-    """Quote an error's message, a page's title, or the beginning."""
+def _said(json: Any, body: bytes) -> tuple[str, int]:
+    """What to quote, and how much of it: an error's message, a page's title, or the beginning."""
     if isinstance(json, dict):
         error = json.get("error", json.get("detail", json))
         text = error.get("message", error) if isinstance(error, dict) else error
-        return one_line(str(text))
-    text = body[:10_000].decode("utf-8", "replace")
+        return str(text)[:QUOTE_LIMIT], 200
+    text = body[:QUOTE_LIMIT].decode("utf-8", "replace")
     title = re.search(r"<title>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
-    return one_line(title[1] if title else text, 80)
+    return (title[1] if title else text), 80
 
 
 def _reason(error: Exception) -> str:

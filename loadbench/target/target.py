@@ -97,7 +97,14 @@ class Target:
         figures = self._tree.sample(relist=relist) if self._tree is not None else None
         return figures.rss_bytes if figures is not None else None
 
-    async def state(self, canary: Sample | None, failed: Mapping[str, int]) -> tuple[str, list[str]]:
+    async def state(
+        self,
+        canary: Sample | None,
+        failed: Mapping[str, int],
+        *,
+        attempted: int | None = None,
+        ended_by: str | None = None,
+    ) -> tuple[str, list[str]]:
         """(state, evidence) after a level, from its failures, a canary, the process and the control routes."""
         answers, pid_after = None, None
         if canary is not None and canary.outcome != "connect_refused":
@@ -114,6 +121,8 @@ class Target:
                 answers_status=answers,
                 pid_before=self.endpoint.pid,
                 pid_after=pid_after,
+                attempted=attempted,
+                ended_by=ended_by,
             )
         )
 
