@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from loadbench.records import load_from_json, load_title
+from loadbench.report.console import console_on
 from loadbench.report.escape import plain
 from loadbench.report.words import NONE, figure, milliseconds
 
@@ -21,7 +21,7 @@ TIMES_FLOOR = 10  # what is ten times as long as an error is off by a tenth at t
 
 def print_calibration(found: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """The figures in a table, and under it what follows from them. ``found`` is the calibration as it is kept."""
-    console = Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
+    console = console_on(stream or sys.stdout)
     machine = found["machine"]
     facts = (machine["cpu"], f"{machine['cores']} cores", machine["os"], f"Python {machine['python']}")
     console.print(Text(plain(" · ".join((*facts, machine["event_loop"])))))

@@ -29,7 +29,8 @@ _MOST_VALUES = 100_000
 
 def spell(loc: Loc) -> str:
     """``("stages", 1, "rate")`` → ``stages[1].rate``."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).lstrip(".")
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).lstrip(".")
+    return "".join(letter if letter.isprintable() else " " for letter in path)  # a quoted key may hold line ends
 
 
 @dataclass(slots=True)
