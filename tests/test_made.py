@@ -15,7 +15,7 @@ from tests import made
 README = (made.ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
-    line.split("#")[0].strip()
+    line.split("#")[0].strip().removesuffix(" &")
     for kind, block in BLOCKS
     if kind in ("sh", "powershell")
     for line in block.replace("\\\n", " ").splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ class Target:
         """The exact model that was meant. TargetError where there is none."""
         if asked.startswith("synthetic:") and self.foundry is None:
             raise UsageError(f"models: {asked} is made for the embedded service; {self.endpoint.url} has its own")
-        return await resolve(self.endpoint, self._ids.get(asked, asked), headers=self.headers)
+        model = await resolve(self.endpoint, self._ids.get(asked, asked), headers=self.headers)
+        if self.foundry is not None and asked == "auto":
+            return replace(model, how=f"auto: {model.id}, the synthetic model of the embedded service")
+        return model
 
     async def load(self, model: Resolved) -> Resolved:
         return await ensure_loaded(self.endpoint, model, headers=self.headers)
