@@ -76,9 +76,7 @@ def _scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--model", "models", multiple=True, metavar="NAME", help="Model to measure; may be repeated."),
         click.option("--concurrency", metavar="N,N,…", help="One closed-loop stage with these levels."),
         click.option("--rate", metavar="N/s", help="One open-loop stage at this rate."),
-        click.option(
-            "--duration", metavar="TIME", help="Duration of every level; drops min_requests."
-        ),
+        click.option("--duration", metavar="TIME", help="Duration of every level; drops min_requests."),
         click.option("--requests", type=int, metavar="N", help="Stop every level after so many."),
         click.option("--seed", type=int, help="Everything random comes from it."),
         click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent with every request."),
