@@ -50,7 +50,7 @@ DRAIN_S = 3.0
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 5.0
 MODEL = "calibrate:1"
-HELLO = Prompt("hello", 0, user_says("Hello."), 2)
+HELLO = Prompt("warm-up", 0, user_says("Hello."), 2)
 FULL = 0.9
 """Of one core, over a trial: whoever uses more was what held it back."""
 
@@ -228,9 +228,7 @@ async def _try(shard: Shard, watch: Watch, trial: Trial, level: Level, log: Path
     watch.say("starting the scripted endpoint")
     async with _endpoint(trial, log) as (port, pid):
         shard.talk_to(_wire(port))
-        hello = await shard.one(
-            Prompt("warm-up", 0, ({"role": "user", "content": "Hello."},), 2), "warmup", level.index
-        )
+        hello = await shard.one(HELLO, "warmup", level.index)
         if hello.outcome != "ok":
             raise TargetError(f"the scripted endpoint did not answer: {hello.outcome}: {hello.detail}")
         watch.say(None)

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+STALL_NS = 1_000_000_000
+"""A gap between content chunks above this is a stall: what a reader feels as frozen."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

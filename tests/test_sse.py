@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbench.engine.sse import EVENT_LIMIT_BYTES, STALL_NS, Stream, error_text, read_answer, readable
+from loadbench.engine.sse import EVENT_LIMIT_BYTES, Stream, error_text, read_answer, readable
+from loadbench.records import STALL_NS
 
 
 def chunk(content: str | None = None, finish: str | None = None, **more: Any) -> dict[str, Any]:

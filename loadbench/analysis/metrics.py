@@ -14,8 +14,7 @@ import numpy as np
 
 from loadbench.analysis.rundir import Mask, Samples
 from loadbench.analysis.stats import Distribution, Floats
-
-STALL_NS = 1_000_000_000  # of records.Sample.stall_ns
+from loadbench.records import STALL_NS
 
 Series = Literal["service", "response"]
 Stamps = Callable[[Samples], Floats]

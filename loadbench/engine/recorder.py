@@ -54,10 +54,6 @@ class Recorder:
         self.e2e = Hdr()
 
     @property
-    def ended(self) -> int:
-        return self.outcomes.total()
-
-    @property
     def chunks(self) -> int:
         """Content chunks of this level so far; of an unfinished request all but its first."""
         return self._chunks + sum(len(values) for (name, _), values in self._values.items() if name == "gap")

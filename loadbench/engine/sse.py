@@ -14,8 +14,7 @@ from typing import Any
 
 import orjson
 
-STALL_NS = 1_000_000_000
-"""A gap between content chunks above this is a stall: what a reader feels as frozen."""
+from loadbench.records import STALL_NS
 
 EVENT_LIMIT_BYTES = 4 << 20
 """No chat chunk is this long; beyond it the answer is not a stream of events, and buffering on would eat our memory."""
