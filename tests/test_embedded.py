@@ -26,7 +26,6 @@ from loadbench.outcomes import classify
 from loadbench.target import foundry as foundry_module
 from loadbench.target.foundry import EmbeddedFoundry, cache_dir
 from loadbench.target.synthetic import SYNTHETIC, SyntheticModel, ensure
-from loadbench.target.synthetic_graph import Batching
 
 SMALL_ENGINE = replace(SYNTHETIC["batching"], hidden=64, layers=2, heads=4, feed_forward=128)
 DEADLINE_S = 20.0  # what takes longer here has hung
@@ -162,6 +161,21 @@ async def test_one_that_died_leaves_its_log_until_we_have_ended_too(cache: Path)
 
 
 @linux
+async def test_the_end_of_its_log_is_told_and_no_more_than_that(cache: Path) -> None:
+    async with await EmbeddedFoundry.start({}, cache) as foundry:
+        before = foundry.log_bytes()
+        say(foundry.log, "x" * 100_000 + "the end")
+        assert foundry.log_tail().endswith("xthe end") and len(foundry.log_tail()) == 64 << 10
+        assert foundry.log_tail(before + 100_000) == "the end"
+    assert foundry.log_tail() == "" and foundry.log_bytes() == 0
+
+
+def say(log: Path, text: str) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+@linux
 async def test_one_that_does_not_react_is_killed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foundry_module, "STOP_TIMEOUT_S", 0.1)
     async with serving(cache, "tiny") as (foundry, _, _):
@@ -169,12 +183,7 @@ async def test_one_that_does_not_react_is_killed(cache: Path, monkeypatch: pytes
     assert foundry.returncode == -signal.SIGKILL
 
 
-async def test_a_wedged_engine_cannot_keep_its_process_alive(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_pool = Batching(max_batch_size=4, block_size=16, num_blocks=16)
-    # Slow enough (2 ms a token) for two requests to meet.
-    recipe = replace(SMALL_ENGINE, hidden=512, layers=4, feed_forward=2048, batching=small_pool)
-    monkeypatch.setitem(SYNTHETIC, "wedging", recipe)
-
+async def test_a_wedged_engine_cannot_keep_its_process_alive(cache: Path) -> None:
     async def until_stuck(foundry: EmbeddedFoundry, session: aiohttp.ClientSession, model: SyntheticModel) -> None:
         """Read until nothing but keep-alives come, which are 250 ms apart. Two of 224 tokens do not fit 256."""
         body = question(model, "x" * 22, max_tokens=200, stream=True)
@@ -188,7 +197,7 @@ async def test_a_wedged_engine_cannot_keep_its_process_alive(cache: Path, monkey
                     return
         pytest.fail("the stream ended: it was not stuck")
 
-    async with serving(cache, "wedging") as (foundry, session, [model]):
+    async with serving(cache, "wedge") as (foundry, session, [model]):
         await asyncio.gather(*(until_stuck(foundry, session, model) for _ in range(2)))
     assert foundry.returncode == 0
 

@@ -18,8 +18,8 @@ from loadbench.target.endpoint import discover
 from loadbench.target.fake import FakeServer, serve
 from loadbench.target.fake_script import script_from
 from loadbench.target.foundry import EmbeddedFoundry
-from loadbench.target.memory import ProcessTree
 from loadbench.target.models import Resolved, ensure_loaded, list_models, resolve, unload
+from loadbench.target.processes import ProcessTree
 from loadbench.target.synthetic import ensure
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from loadbench.target.fake_pacer import Pacer, _LoopTimer
+from loadbench.target.fake_script import Script, stretch
 from tests.raw import FIRST_CONTENT, MS, ask, exchange, holds, is_answering, logged, request_bytes, running
 
 on_every_loop = pytest.mark.asyncio(loop_factories=["fast", "asyncio"])
@@ -190,6 +191,22 @@ async def test_shared_by_two_it_takes_each_twice_as_long() -> None:
     assert alone.last_token_ns is not None and alone.max_late_ns is not None
     assert alone.last_token_ns - alone.received_ns <= 36 * MS + alone.max_late_ns
     for truth in shared:
+        assert truth.last_token_ns is not None and truth.last_token_ns - truth.received_ns > 60 * MS
+
+
+def test_what_is_shared_stretches_times_by_the_universal_scalability_law() -> None:
+    script = Script(slowdown=0.1, crosstalk=0.01)
+    assert [stretch(script, active) for active in (1, 2, 4, 11)] == pytest.approx([1, 1.12, 1.42, 3.1])
+    assert [stretch(Script(slowdown=1), active) for active in (1, 2, 3)] == [1, 2, 3]
+    throughput = [active / stretch(script, active) for active in range(1, 31)]
+    assert throughput.index(max(throughput)) + 1 in (9, 10)  # sqrt((1 - 0.1) / 0.01) = 9.5, where the law has its peak
+
+
+async def test_crosstalk_makes_each_pay_for_every_pair() -> None:
+    async with running(first_token_ms=0, gap_ms=2, crosstalk=0.5) as server:
+        await asyncio.gather(*(ask(server, max_tokens=11) for _ in range(3)))
+        truths = await logged(server, 3)
+    for truth in truths:  # three at once: 1 + 0.5 × 3 × 2 = 4 times as long, but for the first gaps while they gather
         assert truth.last_token_ns is not None and truth.last_token_ns - truth.received_ns > 60 * MS
 
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from loadbench.target import memory
-from loadbench.target.memory import ProcessTree, find_process, is_this_machine
+from loadbench.target import processes
+from loadbench.target.processes import ProcessTree, find_process, is_this_machine
 
 MEBIBYTE = 1 << 20
 HOLD = "import sys; held = bytearray(b'x' * int(sys.argv[1])); print('ready', flush=True); sys.stdin.read()"
@@ -77,7 +77,7 @@ def test_a_child_that_came_later_is_found_when_asked_for_or_when_the_list_is_old
     with _process(HOLD, "0"):
         seen = [me.sample(), me.sample(relist=True)]
         with _process(HOLD, "0"):
-            monkeypatch.setattr(memory, "RELIST_NS", 0)
+            monkeypatch.setattr(processes, "RELIST_NS", 0)
             seen.append(me.sample())
     assert before is not None
     assert [figures and figures.processes - before.processes for figures in seen] == [0, 1, 2]

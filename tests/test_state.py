@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loadbench.records import Sample
+from loadbench.target.autopsy import KernelLog, last_words
+from loadbench.target.containment import CGROUP_V2, RLIMIT_DATA, Limit
 from loadbench.target.state import DEAD, Evidence, judge
 from loadbench.target.target import Target
 from tests.asking import ask_once, faking
@@ -67,6 +70,125 @@ def test_a_target_that_was_gone_and_answers_again_is_not_healthy() -> None:
     seen = Evidence(canary(), {"connect_refused": 20}, attempted=100, ended_by="target_died")
     assert judge(seen)[0] == "degraded"
     assert judge(Evidence(canary(), {}, pid_before=7, pid_after=8, ended_by="target_died"))[0] == "restarted"
+
+
+CGROUP = Limit(CGROUP_V2, 1 << 30, (), folder=Path("cgroup"))
+RLIMIT = Limit(RLIMIT_DATA, 1 << 30, (), "no cgroup")
+BAD_ALLOC = ("terminate called after throwing an instance of 'std::bad_alloc'",)
+NO_THREAD = ("what():  Resource temporarily unavailable",)
+UNCOUNTED: dict[str, Any] = {"oom_kills_before": 0, "oom_kills_after": 0}
+COUNTED: dict[str, Any] = {"oom_kills_before": 2, "oom_kills_after": 3}
+MACHINES: dict[str, Any] = {"machine_oom_kills_before": 2, "machine_oom_kills_after": 3}
+KILL_LINE = ("Out of memory: Killed process 7 (python)",)
+
+
+@pytest.mark.parametrize(
+    ("seen", "state", "last"),
+    [
+        # a kill: only the kernel's own word makes it one for want of memory
+        ({"exit_code": -9, **COUNTED}, "oom_killed", "rose from 2 to 3"),
+        ({"exit_code": 137, **COUNTED}, "oom_killed", "rose from 2 to 3"),
+        ({"exit_code": -9, "kernel_log": KILL_LINE}, "oom_killed", "the kernel's log: Out of memory"),
+        ({"exit_code": -9, **UNCOUNTED, **MACHINES}, "crashed", "cause not established"),  # it was another's
+        ({"exit_code": -9, **MACHINES}, "crashed", "likely cause: want of memory"),
+        ({"exit_code": -9, **UNCOUNTED}, "crashed", "cause not established"),
+        ({"exit_code": -9, **UNCOUNTED, "outcomes": {"out_of_memory": 3}}, "crashed", "cause not established"),
+        ({"exit_code": -9}, "crashed", "cause not established"),
+        # an abort, or another end of its own: signs make it likely, never certain
+        ({"exit_code": -6}, "crashed", "cause not established"),
+        ({"exit_code": 134, "last_words": BAD_ALLOC}, "crashed", "likely cause: want of memory"),
+        ({"exit_code": -6, "outcomes": {"out_of_memory": 3}}, "crashed", "likely cause: want of memory"),
+        ({"exit_code": -6, "limit": RLIMIT, "peak_bytes": 1000 << 20}, "crashed", "likely cause: want of memory"),
+        ({"exit_code": -6, "limit": RLIMIT, "peak_bytes": 500 << 20}, "crashed", "cause not established"),
+        ({"exit_code": -6, "limit": RLIMIT, "last_words": NO_THREAD}, "crashed", "likely cause: want of memory"),
+        ({"exit_code": -6, "limit": CGROUP, "last_words": NO_THREAD}, "crashed", "cause not established"),
+        ({"exit_code": -6, "last_words": NO_THREAD}, "crashed", "cause not established"),
+        ({"exit_code": -11, **COUNTED}, "crashed", "cause not established"),
+        ({"exit_code": 1}, "crashed", "cause not established"),
+        # asked to end
+        ({"exit_code": -15, "outcomes": {"out_of_memory": 3}}, "crashed", "something outside ended it"),
+        # not our child: how it ended is its parent's to know
+        ({"process": "gone", "pid_before": 7}, "crashed", "cause not established"),
+        (
+            {"process": "gone", "pid_before": 7, "kernel_log": KILL_LINE},
+            "oom_killed",
+            "the kernel's log: Out of memory",
+        ),
+        (
+            {"process": "gone", "pid_before": 7, "outcomes": {"out_of_memory": 3}},
+            "crashed",
+            "likely cause: want of memory",
+        ),
+        ({"process": "gone", "pid_before": 7, **MACHINES}, "crashed", "likely cause: want of memory"),
+    ],
+)
+def test_a_death_is_named_from_all_that_is_known_and_never_beyond_it(
+    seen: dict[str, Any], state: str, last: str
+) -> None:
+    found, words = judge(Evidence(**{"canary": canary("connection_lost"), "outcomes": {}, **seen}))
+    assert found == state and found in DEAD
+    assert last in words[-1]
+
+
+def test_a_death_tells_its_signs_one_by_one() -> None:
+    seen = Evidence(
+        None,
+        {"out_of_memory": 3, "connection_lost": 5},
+        exit_code=-6,
+        last_words=BAD_ALLOC,
+        limit=RLIMIT,
+        peak_bytes=1 << 30,
+    )
+    assert judge(seen)[1] == [
+        "the service's process ended: killed by SIGABRT",
+        "its last words: terminate called after throwing an instance of 'std::bad_alloc'",
+        "3 requests failed for want of memory before",
+        "its last words speak of memory",
+        "it had been seen to hold 1024 MiB",
+        "it ran under a limit of 1024 MiB (RLIMIT_DATA)",
+        "likely cause: want of memory",
+    ]
+
+
+def test_a_successor_that_answers_tells_what_the_kernel_did_to_its_predecessor() -> None:
+    state, words = judge(Evidence(canary(), {}, pid_before=7, pid_after=8, kernel_log=KILL_LINE))
+    assert state == "restarted"
+    assert words[-1] == "the kernel's log: Out of memory: Killed process 7 (python)"
+
+
+@pytest.mark.parametrize("outcome", ["first_token_deadline", "engine_capacity"])
+def test_a_status_without_answers_is_a_wedge_and_a_stopped_process_is_told(outcome: str) -> None:
+    assert judge(Evidence(canary(outcome), {}, answers_status=True))[0] == "wedged"
+    state, words = judge(Evidence(canary(outcome), {}, answers_status=False, process="stopped"))
+    assert (state, words[1]) == ("unreachable", "its process is stopped")
+
+
+def test_the_last_words_of_a_log_are_those_of_its_end_or_of_memory() -> None:
+    log = "".join(f"[info] request {n}\n" for n in range(100)) + "[error] std::bad_alloc\n" * 40
+    assert last_words(log + "terminate called\n[info] bye\n") == ("[error] std::bad_alloc", "terminate called")
+    assert last_words("") == ()
+
+
+def test_a_kernel_log_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    log = KernelLog(str(tmp_path / "kmsg"))
+    assert log.absent is not None and log.absent.endswith("kmsg: No such file or directory")
+    assert log.kills_of(7) == ()
+
+
+def test_the_kernels_log_names_the_killed(tmp_path: Path) -> None:
+    # A file with records of /dev/kmsg as they came here: what is there before is skipped.
+    path = tmp_path / "kmsg"
+    path.write_bytes(b"6,900,1,-;oom-kill:constraint=CONSTRAINT_MEMCG,task_memcg=/x,task=python,pid=28714,uid=0\n")
+    log = KernelLog(str(path))
+    with path.open("ab") as kernel:
+        kernel.write(
+            b"3,901,12972049424,-;Memory cgroup out of memory: Killed process 28714 (python) total-vm:1885104kB, "
+            b"anon-rss:1045132kB, file-rss:39992kB, shmem-rss:0kB, UID:0 pgtables:2460kB oom_score_adj:0\n"
+        )
+    assert log.kills_of(28714) == ("Memory cgroup out of memory: Killed process 28714 (python)",)
+    assert log.kills_of(2871) == ()
+    assert len(log.kills_of(28714)) == 1  # what was read once is kept
+    log.close()
 
 
 async def test_a_target_is_judged_by_what_its_level_went_through() -> None:

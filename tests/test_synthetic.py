@@ -73,13 +73,30 @@ def test_the_parameters_told_are_the_weights_in_the_graph(recipe: synthetic_grap
 
 
 def test_a_pool_of_blocks_holds_as_many_full_requests_as_a_batch_has() -> None:
-    for recipe in SYNTHETIC.values():
-        if pool := recipe.batching:
+    for name, recipe in SYNTHETIC.items():
+        if (pool := recipe.batching) and name != "wedge":
             assert pool.block_size * pool.num_blocks >= pool.max_batch_size * recipe.context_length
 
 
+def test_two_requests_that_fit_the_wedging_pool_one_by_one_do_not_fit_it_together() -> None:
+    pool = SYNTHETIC["wedge"].batching
+    assert pool is not None
+    tokens = pool.block_size * pool.num_blocks
+    assert 24 + 200 <= tokens < 2 * (24 + 200)
+
+
+@pytest.mark.parametrize("name", ["kv", "kv-growing"])
+def test_a_model_to_measure_memory_with_is_small_on_disk_and_large_in_use(name: str, tmp_path: Path) -> None:
+    model = ensure(name, tmp_path)
+    assert sum(file.stat().st_size for file in model.path.iterdir()) < 10e6
+    assert model.kv_bytes_per_token == 16 * 2 * 2 * 64 * 4 == 16 << 10
+    assert model.context_length >= 8192
+
+
 def test_an_unknown_name_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"synthetic:huge: expected one of tiny, edge, batching, got 'huge'"):
+    with pytest.raises(
+        UsageError, match=r"synthetic:huge: expected one of tiny, edge, batching, kv, kv-growing, wedge, got 'huge'"
+    ):
         ensure("huge", tmp_path)
 
 

@@ -14,7 +14,7 @@ from loadbench.errors import TargetError
 from loadbench.target.address import Address, Url, locate, parse_url
 from loadbench.target.control import Answer, Control
 from loadbench.target.dialects import DIALECTS, Answers, Dialect
-from loadbench.target.memory import find_process, is_this_machine
+from loadbench.target.processes import find_process, is_this_machine
 
 Headers = Mapping[str, str]
 

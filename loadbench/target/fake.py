@@ -29,7 +29,7 @@ from loadbench.target.fake_answer import Ask, error_body, reply
 from loadbench.target.fake_faults import HONEST, End, Fault
 from loadbench.target.fake_flavours import CHAT, FLAVOURS, Shelf
 from loadbench.target.fake_pacer import Pacer
-from loadbench.target.fake_script import Script, choose_fault, script_from_json
+from loadbench.target.fake_script import Script, choose_fault, script_from_json, stretch
 from loadbench.target.fake_wire import Connection, Message, Stream
 
 __all__ = ["FakeServer", "Script", "Truth", "run_fake", "serve"]
@@ -248,7 +248,7 @@ class FakeServer:
         stream.begin(max(at_ns, self._thawed_ns))
 
     def _stretch(self) -> float:
-        return 1 + self.script.slowdown * (len(self._active) - 1)
+        return stretch(self.script, len(self._active))
 
     def _freeze(self, due_ns: int) -> None:
         """Stand still: nothing is sent, nothing is read, and the work of everybody takes so much longer."""

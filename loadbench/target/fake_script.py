@@ -45,6 +45,7 @@ class Script:
     tokens: Count = _knob(32, "tokens of an answer whose request sets no max_tokens")
     tokens_per_chunk: Positive = _knob(1, "tokens per content event")
     slowdown: NonNegative = _knob(0, "each other active request stretches all times by so much; 1: shared")
+    crosstalk: NonNegative = _knob(0, "and so much more for each ordered pair of active requests")
     slots: Positive | None = _knob(None, "requests served at a time; the others queue, first in first out")
     queue_limit: Count | None = _knob(None, "requests that may queue; beyond it, HTTP 503")
     role_chunk: Literal["receipt", "slot", "token", "none"] = _knob("receipt", "when the role-only chunk is sent")
@@ -126,6 +127,14 @@ def fault_named(name: str) -> Fault:
     if name not in FAULTS:
         raise UsageError(f"fault: expected one of {', '.join(FAULTS)}, got {name!r}")
     return FAULTS[name]
+
+
+def stretch(script: Script, active: int) -> float:
+    """How much longer all times are while so many requests are served: as Gunther's Universal Scalability Law has it.
+
+    N users who never pause then get N / (1 + slowdown (N - 1) + crosstalk N (N - 1)) times one user's throughput.
+    """
+    return 1 + script.slowdown * (active - 1) + script.crosstalk * active * (active - 1)
 
 
 @lru_cache(maxsize=256)

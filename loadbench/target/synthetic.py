@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loadbench.errors import UsageError
 from loadbench.target import synthetic_graph
 from loadbench.target.synthetic_graph import Batching, Recipe
+
+_KV = Recipe(hidden=128, layers=16, heads=2, kv_heads=2, feed_forward=128, context_length=8192, share_buffer=True)
 
 # Timings are of one request at a time on the two-core machine that they were chosen on.
 SYNTHETIC: dict[str, Recipe] = {
@@ -37,6 +39,23 @@ SYNTHETIC: dict[str, Recipe] = {
         context_length=4096,
         batching=Batching(max_batch_size=4, block_size=16, num_blocks=1024),
     ),
+    # 16 KiB of KV cache a token, which dwarfs the weights: where memory is what is measured. Here it is reserved for
+    # prompt + max_tokens when a request starts.
+    "kv": _KV,
+    # The same with a cache that grows with every token: the old one and the new one are there at once, so its peak is
+    # twice the arithmetic. With the runtime's arena it would be 3 to 6 times, which is fragments and no arithmetic.
+    "kv-growing": replace(_KV, share_buffer=False, arena=False),
+    # A pool of 256 tokens, in which one request of 224 fits and two never end. 2 ms a token: slow enough for them to
+    # meet.
+    "wedge": Recipe(
+        hidden=512,
+        layers=4,
+        heads=4,
+        kv_heads=1,
+        feed_forward=2048,
+        context_length=4096,
+        batching=Batching(max_batch_size=4, block_size=16, num_blocks=16),
+    ),
 }
 
 
@@ -54,6 +73,11 @@ class SyntheticModel:
     kv_heads: int
     head_size: int
     kv_bytes_per_value: int
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What a token takes in the KV cache, in bytes: a key and a value for every layer and head."""
+        return self.layers * 2 * self.kv_heads * self.head_size * self.kv_bytes_per_value
 
 
 def ensure(name: str, cache_dir: Path) -> SyntheticModel:

@@ -42,7 +42,8 @@ class Recipe:
     With ``batching`` None the runtime gives each request a generator (a thread and a KV cache) of its own, and the
     model is a llama-like decoder. Otherwise the runtime's engine serves all requests in steps. The paged attention that
     this takes exists for no CPU, so there a layer is its dense part only: KV blocks are handed out but never read.
-    ``share_buffer`` reserves the KV cache for prompt + max_tokens when a request starts; without, it grows.
+    ``share_buffer`` reserves the KV cache for prompt + max_tokens when a request starts; without, it grows. ``arena``
+    lets the runtime keep what it has allocated in an arena of its own, as it does unless told otherwise.
     """
 
     hidden: int
@@ -52,6 +53,7 @@ class Recipe:
     feed_forward: int
     context_length: int
     share_buffer: bool = False
+    arena: bool = True
     batching: Batching | None = None
     seed: int = 0
 
@@ -270,7 +272,7 @@ def _genai_config(recipe: Recipe) -> dict[str, Any]:
             "pad_token_id": END_OF_TEXT,
             "decoder": {
                 "filename": "model.onnx",
-                "session_options": {"provider_options": []},
+                "session_options": {"provider_options": [], "enable_cpu_mem_arena": recipe.arena},
                 "hidden_size": recipe.hidden,
                 "head_size": recipe.head_size,
                 "num_attention_heads": recipe.heads,

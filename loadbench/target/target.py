@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loadbench.errors import TargetError, UsageError
 from loadbench.platform import describe_exit
 from loadbench.records import Sample
+from loadbench.target.autopsy import KernelLog, last_words, machine_oom_kills
 from loadbench.target.endpoint import Endpoint, discover
-from loadbench.target.foundry import EmbeddedFoundry, cache_dir
-from loadbench.target.memory import ProcessTree
+from loadbench.target.foundry import EmbeddedFoundry, cache_dir, process_state
 from loadbench.target.models import Resolved, ensure_loaded, resolve, unload
+from loadbench.target.processes import ProcessTree
 from loadbench.target.state import Evidence, judge
 from loadbench.target.synthetic import SYNTHETIC
 from loadbench.target.synthetic import ensure as ensure_synthetic
 
 DISCOVER_TIMEOUT_S = 5.0
+DYING_TIMEOUT_S = 1.0  # a process that aborts closes its sockets before it has an exit status
 
 
 def folder_of(asked: str) -> tuple[str, Path] | None:
@@ -31,6 +36,16 @@ def folder_of(asked: str) -> tuple[str, Path] | None:
     if (folder / "genai_config.json").is_file():
         return f"{folder.resolve().name}:1", folder.resolve()
     return None
+
+
+@dataclass(slots=True)
+class _Marks:
+    """How things stood when the target was last judged: what has come since is evidence of the time between."""
+
+    oom_kills: int | None
+    machine_oom_kills: int | None
+    log_bytes: int
+    peak_rss_bytes: int = 0
 
 
 class Target:
@@ -48,10 +63,22 @@ class Target:
         self._source = source
         self._ids: dict[str, str] = {}
         self._tree = None if endpoint.pid is None else ProcessTree(endpoint.pid)
+        self._start: Callable[[], Awaitable[EmbeddedFoundry]] | None = None
+        self._kernel_log = KernelLog()
+        self._marks = self._mark()
 
     @classmethod
-    async def embedded(cls, asked: Sequence[str], source: str, *, host: str = "127.0.0.1", port: int = 0) -> Target:
-        """Start a Foundry Local with these models registered, none loaded."""
+    async def embedded(
+        cls,
+        asked: Sequence[str],
+        source: str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        memory_limit_bytes: int | None = None,
+        limit_kind: str | None = None,
+    ) -> Target:
+        """Start a Foundry Local with these models registered, none loaded, its memory held by ``containment``."""
         ids: dict[str, str] = {}
         folders: dict[str, Path] = {}
         for name in asked:
@@ -63,20 +90,46 @@ class Target:
                     f" got {name}"
                 )
             ids[name], folders[found[0]] = found
-        foundry = await EmbeddedFoundry.start(folders, cache_dir(), host=host, port=port)
-        try:
-            endpoint = await discover(foundry.base_url, timeout_s=DISCOVER_TIMEOUT_S)
-        except BaseException:
-            await foundry.stop()
-            raise
+        start = partial(
+            EmbeddedFoundry.start,
+            folders,
+            cache_dir(),
+            host=host,
+            port=port,
+            memory_limit_bytes=memory_limit_bytes,
+            limit_kind=limit_kind,
+        )
+        foundry, endpoint = await _started(start)
         target = cls(endpoint, source, {}, foundry)
-        target._ids = ids
+        target._ids, target._start = ids, start
         return target
+
+    async def restart(self) -> None:
+        """End the embedded service, by force if need be, and start it anew: same models, none loaded, same limit.
+
+        Its port and process are new: resolve models again. Raises UsageError for a service that is not ours,
+        TargetError when it does not come up; then it is not there.
+        """
+        if self._start is None or self.foundry is None:
+            raise UsageError(f"{self.endpoint.url}: only the embedded service is ours to restart")
+        await self.foundry.stop()
+        self.foundry, endpoint = await _started(self._start)
+        self._take(endpoint)
+        self._marks = self._mark()
 
     @classmethod
     async def at(cls, url: str, source: str, headers: Mapping[str, str]) -> Target:
         """Find out who answers at this address."""
         return cls(await discover(url, headers=headers, timeout_s=DISCOVER_TIMEOUT_S), source, headers, None)
+
+    async def look_again(self, timeout_s: float) -> None:
+        """Find out who answers at the address now: one started anew has another process. TargetError: nobody."""
+        self._take(await discover(self.endpoint.url, headers=self.headers, timeout_s=timeout_s))
+
+    def _take(self, endpoint: Endpoint) -> None:
+        if endpoint.pid != self.endpoint.pid:
+            self._tree = None if endpoint.pid is None else ProcessTree(endpoint.pid)
+        self.endpoint = endpoint
 
     async def resolve(self, asked: str) -> Resolved:
         """The exact model that was meant. TargetError where there is none."""
@@ -99,7 +152,14 @@ class Target:
     def rss_bytes(self, relist: bool = False) -> int | None:
         """Resident bytes of the service's processes, None where they cannot be known. ``relist`` finds new children."""
         figures = self._tree.sample(relist=relist) if self._tree is not None else None
-        return figures.rss_bytes if figures is not None else None
+        if figures is None:
+            return None
+        self._marks.peak_rss_bytes = max(self._marks.peak_rss_bytes, figures.rss_bytes)
+        return figures.rss_bytes
+
+    def cpu_s(self) -> float | None:
+        """CPU seconds that the service's processes have used so far, None where they cannot be known."""
+        return None if self._tree is None else self._tree.cpu_s()
 
     async def state(
         self,
@@ -109,7 +169,10 @@ class Target:
         attempted: int | None = None,
         ended_by: str | None = None,
     ) -> tuple[str, list[str]]:
-        """(state, evidence) after a level, from its failures, a canary, the process and the control routes."""
+        """(state, evidence) after a level, from its failures, a canary, the process, the machine, the control routes.
+
+        What the machine counted and logged is told since the last time that this was asked.
+        """
         answers, pid_after = None, None
         if canary is not None and canary.outcome != "connect_refused":
             try:
@@ -117,23 +180,56 @@ class Target:
                 answers, pid_after = True, again.pid
             except TargetError:
                 answers = False
-        return judge(
-            Evidence(
-                canary=canary,
-                outcomes=failed,
-                exit_code=self.foundry.returncode if self.foundry is not None else None,
-                answers_status=answers,
-                pid_before=self.endpoint.pid,
-                pid_after=pid_after,
-                attempted=attempted,
-                ended_by=ended_by,
-            )
+        if self.foundry is not None and not answers:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DYING_TIMEOUT_S):
+                    await self.foundry.wait()
+        limit = None if self.foundry is None else self.foundry.limit
+        before, after, pid = self._marks, self._mark(), self.endpoint.pid
+        seen = Evidence(
+            canary=canary,
+            outcomes=failed,
+            exit_code=self.foundry.returncode if self.foundry is not None else None,
+            answers_status=answers,
+            pid_before=pid,
+            pid_after=pid_after,
+            attempted=attempted,
+            ended_by=ended_by,
+            process=None if pid is None or answers else process_state(pid),
+            oom_kills_before=before.oom_kills,
+            oom_kills_after=after.oom_kills,
+            machine_oom_kills_before=before.machine_oom_kills if pid is not None else None,
+            machine_oom_kills_after=after.machine_oom_kills if pid is not None else None,
+            kernel_log=() if pid is None else self._kernel_log.kills_of(pid),
+            last_words=() if self.foundry is None else last_words(self.foundry.log_tail(before.log_bytes)),
+            limit=limit,
+            peak_bytes=before.peak_rss_bytes if limit is None else limit.peak_bytes or before.peak_rss_bytes,
+        )
+        self._marks = after
+        return judge(seen)
+
+    @property
+    def kernel_log_absent(self) -> str | None:
+        """Why the kernel's log says nothing here; None where it is read."""
+        return self._kernel_log.absent
+
+    def _mark(self) -> _Marks:
+        foundry = self.foundry
+        limit = None if foundry is None else foundry.limit
+        return _Marks(
+            oom_kills=None if limit is None else limit.oom_kills,
+            machine_oom_kills=machine_oom_kills(),
+            log_bytes=0 if foundry is None else foundry.log_bytes(),
         )
 
     def facts(self) -> dict[str, Any]:
         """``endpoint`` of run.json: who answered, and nothing secret."""
         endpoint = self.endpoint
-        versions = {} if self.foundry is None else {"versions": self.foundry.versions}
+        ours: dict[str, Any] = {}
+        if self.foundry is not None:
+            ours["versions"] = self.foundry.versions
+            if self.foundry.limit is not None:
+                ours["memory_limit"] = self.foundry.limit.as_json()
         return {
             "url": endpoint.url,
             "kind": endpoint.kind,
@@ -143,7 +239,7 @@ class Target:
             "local": endpoint.local,
             "pid": endpoint.pid,
             "memory_absent": endpoint.pid_absent,
-            "facts": endpoint.facts | versions,
+            "facts": endpoint.facts | ours,
         }
 
     async def ended(self) -> None:
@@ -152,5 +248,15 @@ class Target:
         raise TargetError(f"the embedded service ended: {describe_exit(await self.foundry.wait())}")
 
     async def close(self) -> None:
+        self._kernel_log.close()
         if self.foundry is not None:
             await self.foundry.stop()
+
+
+async def _started(start: Callable[[], Awaitable[EmbeddedFoundry]]) -> tuple[EmbeddedFoundry, Endpoint]:
+    foundry = await start()
+    try:
+        return foundry, await discover(foundry.base_url, timeout_s=DISCOVER_TIMEOUT_S)
+    except BaseException:
+        await foundry.stop()
+        raise
