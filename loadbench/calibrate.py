@@ -103,7 +103,7 @@ def _steady(load: Load) -> Load:
     """An open loop at its highest rate, whatever its arrivals: a trace's mean, for its peaks are no rate."""
     if isinstance(load, Closed):
         return load
-    return Open(load.rate_per_s if load.ramp is None else max(load.ramp.from_per_s, load.ramp.to_per_s))
+    return Open(load.most_per_s)
 
 
 @dataclass(frozen=True, slots=True)

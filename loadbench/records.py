@@ -5,6 +5,7 @@ Times are integer nanoseconds since the run began, on the monotonic clock; None 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -70,22 +71,42 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
-    """N users; each sends its next request when its last one is done."""
+class Leg:
+    """A part of a load over time: for ``over_s`` seconds it goes evenly from ``start`` to ``end``, users or requests/s.
 
-    concurrency: int
+    ``name`` is hold, ramp or spike. After its last leg a load stays where that one ended.
+    """
 
-    def as_json(self) -> dict[str, Any]:
-        return {"kind": "closed", "concurrency": self.concurrency}
+    name: str
+    start: float
+    end: float
+    over_s: float
+
+
+def at(legs: Sequence[Leg], since_s: float) -> float:
+    """The load so many seconds after the level's start, in the legs' unit."""
+    for leg in legs:
+        if since_s < leg.over_s:
+            return leg.start + (leg.end - leg.start) * since_s / leg.over_s
+        since_s -= leg.over_s
+    return legs[-1].end
 
 
 @dataclass(frozen=True, slots=True)
-class Ramp:
-    """A rate that changes evenly over ``over_s`` seconds and stays at ``to_per_s`` after them."""
+class Closed:
+    """N users; each sends its next request when its last one is done. With ``legs`` N is the most there ever are."""
 
-    from_per_s: float
-    to_per_s: float
-    over_s: float
+    concurrency: int
+    legs: tuple[Leg, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"kind": "closed", "concurrency": self.concurrency}
+        return told | ({"legs": [asdict(leg) for leg in self.legs]} if self.legs else {})
+
+    @classmethod
+    def from_json(cls, load: dict[str, Any]) -> Closed:
+        """The load that ``as_json`` wrote."""
+        return cls(load["concurrency"], _legs(load))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,31 +129,40 @@ class Trace:
 class Open:
     """A schedule laid down beforehand at ``rate_per_s`` requests per second on average.
 
-    ``arrivals`` is constant, poisson, gamma (then with ``burstiness``) or trace (then with ``trace``). With ``ramp``
-    the rate changes, and ``rate_per_s`` is its mean over the ramp.
+    ``arrivals`` is constant, poisson, gamma (then with ``burstiness``) or trace (then with ``trace``). With ``legs``
+    the rate changes, and ``rate_per_s`` is its mean over them.
     """
 
     rate_per_s: float
     arrivals: str = "poisson"
     burstiness: float | None = None
-    ramp: Ramp | None = None
+    legs: tuple[Leg, ...] = ()
     trace: Trace | None = None
+
+    @property
+    def most_per_s(self) -> float:
+        """The highest rate that it ever asks for."""
+        return max([self.rate_per_s, *(max(leg.start, leg.end) for leg in self.legs)])
 
     def as_json(self) -> dict[str, Any]:
         """Without what does not apply."""
-        return {"kind": "open"} | {name: value for name, value in asdict(self).items() if value is not None}
+        return {"kind": "open"} | {name: value for name, value in asdict(self).items() if value not in (None, ())}
 
     @classmethod
     def from_json(cls, load: dict[str, Any]) -> Open:
         """The load that ``as_json`` wrote."""
-        ramp, trace = load.get("ramp"), load.get("trace")
+        trace = load.get("trace")
         return cls(
             load["rate_per_s"],
             load["arrivals"],
             load.get("burstiness"),
-            None if ramp is None else Ramp(**ramp),
+            _legs(load),
             None if trace is None else Trace(**trace),
         )
+
+
+def _legs(load: dict[str, Any]) -> tuple[Leg, ...]:
+    return tuple(Leg(**leg) for leg in load.get("legs", ()))
 
 
 Load = Closed | Open
@@ -140,27 +170,41 @@ Load = Closed | Open
 
 def load_from_json(load: dict[str, Any]) -> Load:
     """The load that ``as_json`` wrote."""
-    return Closed(load["concurrency"]) if load["kind"] == "closed" else Open.from_json(load)
+    return Closed.from_json(load) if load["kind"] == "closed" else Open.from_json(load)
 
 
 def load_title(load: Any) -> str:
     """The load of a level as sentences, lists and tables name it.
 
-    ``4 users``, ``2/s poisson``, ``2/s gamma 0.5``, ``1→8/s ramp``, ``1→8/s constant ramp``, ``trace azure.csv ×2``.
+    ``4 users``, ``1→8→1 users``, ``2/s poisson``, ``2/s gamma 0.5``, ``1→8/s``, ``1→8/s constant``,
+    ``trace azure.csv ×2``.
 
     It is a load of ours or of ``analysis.summary``, told apart by what it has: the live view needs these words before
     the run and must not pay for importing the analysis then.
     """
+    legs = getattr(load, "legs", ())
     if hasattr(load, "concurrency"):
-        return f"{load.concurrency:,} user{'' if load.concurrency == 1 else 's'}"
-    burstiness, ramp, trace = (getattr(load, name, None) for name in ("burstiness", "ramp", "trace"))
+        return f"{_path(legs)} users" if legs else f"{load.concurrency:,} user{'' if load.concurrency == 1 else 's'}"
+    burstiness, trace = getattr(load, "burstiness", None), getattr(load, "trace", None)
     if trace is not None:
         return f"trace {PurePath(trace.file).name}" + ("" if trace.speed == 1 else f" ×{trace.speed:g}")
     arrivals = load.arrivals + (f" {burstiness:g}" if burstiness else "")
-    if ramp is None:
+    if not legs:
         return f"{load.rate_per_s:g}/s {arrivals}"
-    spacing = "" if arrivals == "poisson" else f"{arrivals} "
-    return f"{ramp.from_per_s:g}→{ramp.to_per_s:g}/s {spacing}ramp"
+    return f"{_path(legs)}/s" + ("" if arrivals == "poisson" else f" {arrivals}")
+
+
+MOST_STOPS = 4
+
+
+def _path(legs: Sequence[Leg]) -> str:
+    """``1→8→1``: where the load goes, stop by stop; of a long way its beginning and its end."""
+    stops = [legs[0].start]
+    for value in (value for leg in legs for value in (leg.start, leg.end)):
+        if value != stops[-1]:
+            stops.append(value)
+    told = [f"{stop:g}" for stop in stops]
+    return "→".join(told if len(told) <= MOST_STOPS else [*told[:2], "…", told[-1]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +212,9 @@ class Level:
     """One load on one model, measured for a while.
 
     It stops issuing at ``duration_s`` or after ``requests``, whichever comes first, but not before ``min_requests``.
-    ``start_spacing_s`` is the time between the first requests of two closed-loop users.
+    ``at_most_s`` ends it even before its ``min_requests``. ``start_spacing_s`` is the time between the first requests
+    of two closed-loop users. ``purpose`` is level, or in a search probe or confirmation. Results are told for every
+    ``interval_s`` of it too, None: as a whole only.
     """
 
     index: int
@@ -181,6 +227,9 @@ class Level:
     seed: int
     start_spacing_s: float = 0.001
     max_in_flight: int | None = None
+    at_most_s: float | None = None
+    interval_s: float | None = None
+    purpose: str = "level"
 
     def as_json(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"load": self.load.as_json()}

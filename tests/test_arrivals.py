@@ -11,31 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from loadbench.records import Open, Ramp
+from loadbench.records import Leg, Open
 from loadbench.scenario.arrivals import PROCESSES, schedule
 
 NS_PER_S = 1_000_000_000
-UP = Ramp(10.0, 90.0, 400.0)
-DOWN = Ramp(90.0, 10.0, 400.0)
-FROM_NOTHING = Ramp(0.0, 100.0, 400.0)
+UP = Leg("ramp", 10.0, 90.0, 400.0)
+DOWN = Leg("ramp", 90.0, 10.0, 400.0)
+FROM_NOTHING = Leg("ramp", 0.0, 100.0, 400.0)
 
 
-def opened(rate_per_s: float, arrivals: str, burstiness: float = 0.5, ramp: Ramp | None = None) -> Open:
-    return Open(rate_per_s, arrivals, burstiness if arrivals == "gamma" else None, ramp)
+def opened(rate_per_s: float, arrivals: str, burstiness: float = 0.5, legs: tuple[Leg, ...] = ()) -> Open:
+    return Open(rate_per_s, arrivals, burstiness if arrivals == "gamma" else None, legs)
 
 
-def ramped(ramp: Ramp, arrivals: str = "poisson") -> Open:
-    return opened((ramp.from_per_s + ramp.to_per_s) / 2, arrivals, ramp=ramp)
+def ramped(ramp: Leg, arrivals: str = "poisson") -> Open:
+    return opened((ramp.start + ramp.end) / 2, arrivals, legs=(ramp,))
 
 
 def due_s(load: Open, duration_s: float | None, seed: int, requests: int | None = None) -> npt.NDArray[np.float64]:
     return np.array(list(schedule(load, duration_s, requests, seed))) / NS_PER_S
 
 
-def expected_by(ramp: Ramp, moments_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def expected_by(ramp: Leg, moments_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The integral of the rate: how many requests a ramp has up to each moment, on average."""
-    slope = (ramp.to_per_s - ramp.from_per_s) / ramp.over_s
-    return ramp.from_per_s * moments_s + slope * moments_s**2 / 2
+    slope = (ramp.end - ramp.start) / ramp.over_s
+    return ramp.start * moments_s + slope * moments_s**2 / 2
 
 
 ALL = [
@@ -119,15 +119,15 @@ def test_a_short_window_of_gamma_arrivals_has_the_mean_rate_too(burstiness: floa
 # Ramps
 
 
-@pytest.mark.parametrize("ramp", [UP, DOWN, FROM_NOTHING, Ramp(50.0, 50.0, 400.0)])
-def test_a_poisson_ramp_is_poisson_once_its_clock_runs_with_its_rate(ramp: Ramp) -> None:
+@pytest.mark.parametrize("ramp", [UP, DOWN, FROM_NOTHING, Leg("ramp", 50.0, 50.0, 400.0)])
+def test_a_poisson_ramp_is_poisson_once_its_clock_runs_with_its_rate(ramp: Leg) -> None:
     gaps = np.diff(expected_by(ramp, due_s(ramped(ramp), ramp.over_s, seed=7)), prepend=0)
     assert len(gaps) == pytest.approx(20_000, abs=4 * np.sqrt(20_000))
     assert stats.kstest(gaps, "expon").pvalue > 0.01
 
 
 @pytest.mark.parametrize("ramp", [UP, DOWN, FROM_NOTHING])
-def test_a_constant_ramp_has_each_request_when_its_number_is_expected(ramp: Ramp) -> None:
+def test_a_constant_ramp_has_each_request_when_its_number_is_expected(ramp: Leg) -> None:
     moments_s = due_s(ramped(ramp, "constant"), ramp.over_s, seed=1)
     assert len(moments_s) == 20_000
     assert moments_s[0] == 0
@@ -136,14 +136,61 @@ def test_a_constant_ramp_has_each_request_when_its_number_is_expected(ramp: Ramp
 
 
 def test_a_ramp_that_hardly_rises_loses_no_digits() -> None:
-    flat, rising = Open(100.0, "constant"), ramped(Ramp(100.0, 100.0 + 1e-9, 10.0), "constant")
+    flat, rising = Open(100.0, "constant"), ramped(Leg("ramp", 100.0, 100.0 + 1e-9, 10.0), "constant")
     assert due_s(rising, 10, seed=1) == pytest.approx(due_s(flat, 10, seed=1), abs=2e-9)
 
 
 def test_a_ramp_stays_at_its_last_rate_when_min_requests_keeps_it_going() -> None:
-    load = ramped(Ramp(1.0, 4.0, 2.0), "constant")  # 5 requests in 2 s
+    load = ramped(Leg("ramp", 1.0, 4.0, 2.0), "constant")  # 5 requests in 2 s
     due_ns = list(schedule(load, 2.0, None, seed=1, min_requests=9))
     assert due_ns[5:] == [2_000_000_000, 2_250_000_000, 2_500_000_000, 2_750_000_000]
+
+
+# Legs
+
+DAY = (
+    Leg("hold", 0.0, 0.0, 30.0),
+    Leg("ramp", 0.0, 40.0, 100.0),
+    Leg("spike", 90.0, 90.0, 20.0),
+    Leg("hold", 0.0, 0.0, 50.0),
+    Leg("ramp", 40.0, 0.0, 100.0),
+)
+
+
+def over(legs: tuple[Leg, ...], arrivals: str = "poisson") -> Open:
+    requests = sum((leg.start + leg.end) / 2 * leg.over_s for leg in legs)
+    return opened(requests / sum(leg.over_s for leg in legs), arrivals, legs=legs)
+
+
+def test_a_constant_schedule_over_legs_has_each_request_when_the_rate_has_added_up_to_it() -> None:
+    moments_s = due_s(over(DAY, "constant"), 300, seed=1)
+    assert len(moments_s) == 2000 + 1800 + 2000
+    begin_s, before = 0.0, 0.0
+    for leg in DAY:
+        here = moments_s[(begin_s <= moments_s) & (moments_s < begin_s + leg.over_s)]
+        expected = before + expected_by(leg, here - begin_s)
+        assert np.abs(expected - np.arange(round(before), round(before) + len(here))).max(initial=0) < 1e-6
+        before += (leg.start + leg.end) / 2 * leg.over_s
+        begin_s += leg.over_s
+    assert moments_s[0] == 30
+
+
+def test_a_poisson_schedule_over_legs_is_poisson_in_each_at_its_rate() -> None:
+    counts = np.array([np.histogram(due_s(over(DAY), 300, seed), [0, 30, 130, 150, 200, 300])[0] for seed in range(50)])
+    assert counts.mean(axis=0) == pytest.approx([0, 2000, 1800, 0, 2000], abs=4 * np.sqrt(2000 / 50))
+    assert counts[:, 2].var() == pytest.approx(1800, rel=0.6)
+
+
+@pytest.mark.parametrize("arrivals", sorted(PROCESSES))
+def test_after_a_load_that_ends_at_0_nothing_is_due_for_a_lifetime(arrivals: str) -> None:
+    due_ns = list(itertools.islice(schedule(over(DAY, arrivals), None, None, seed=3), 8000))
+    assert due_ns == sorted(due_ns)
+    assert {due > 100 * 365 * 86_400 * NS_PER_S for due in due_ns if due > 300 * NS_PER_S} == {True}
+
+
+def test_a_load_that_does_not_end_at_0_goes_on_at_its_last_rate() -> None:
+    due_ns = list(schedule(over((Leg("hold", 1.0, 1.0, 2.0), Leg("spike", 4.0, 4.0, 1.0)), "constant"), None, 9, 1))
+    assert [due / NS_PER_S for due in due_ns] == [0, 1, 2, 2.25, 2.5, 2.75, 3, 3.25, 3.5]
 
 
 # All of them
@@ -151,7 +198,7 @@ def test_a_ramp_stays_at_its_last_rate_when_min_requests_keeps_it_going() -> Non
 
 @pytest.mark.parametrize("load", ALL, ids=str)
 def test_the_mean_over_seeds_is_the_rate_asked_for(load: Open) -> None:
-    over_s = load.ramp.over_s if load.ramp else 20.0
+    over_s = load.legs[0].over_s if load.legs else 20.0
     counts = [len(due_s(load, over_s, seed)) for seed in range(100)]
     error = 4 * np.std(counts) / np.sqrt(len(counts)) + 1e-9
     assert np.mean(counts) == pytest.approx(load.rate_per_s * over_s, abs=error)
@@ -184,8 +231,9 @@ def test_the_same_seed_gives_the_same_times_in_order(
     seed: int, rate_per_s: float, arrivals: str, burstiness: float, start: float | None, over_s: float
 ) -> None:
     """``start``: what part of the mean rate a ramp begins with."""
-    ramp = None if start is None else Ramp(start * rate_per_s, max((2 - start) * rate_per_s, 1e-6), over_s)
-    load = opened(rate_per_s, arrivals, burstiness, ramp)
+    end = (2 - (start or 0)) * rate_per_s
+    legs = () if start is None else (Leg("ramp", start * rate_per_s, max(end, 1e-6), over_s),)
+    load = opened(rate_per_s, arrivals, burstiness, legs)
     first, again = (list(schedule(load, None, 1500, seed)) for _ in range(2))
     assert first == again
     assert first == sorted(first)

@@ -1,14 +1,16 @@
 """The two loops, on a virtual clock: what is due when, who waits for whom, and how a level ends."""
 
 import asyncio
-from itertools import count
+from collections.abc import Sequence
+from itertools import count, pairwise
 
 import numpy as np
+import pytest
 
-from loadbench.engine.load import GONE_AFTER, PAUSE_AFTER_LOSS_NS, Issuing
-from loadbench.records import Closed, Open, Sample
+from loadbench.engine.load import FAILURE_SPACING_NS, GONE_AFTER, Issuing, run_level
+from loadbench.records import Closed, Leg, Level, Open, Request, Sample, at
 from loadbench.scenario.arrivals import schedule
-from tests.virtual import level, play
+from tests.virtual import PROMPT, VirtualClock, World, level, play, run
 
 
 def every(step_s: float) -> "count[float]":
@@ -105,7 +107,7 @@ def test_a_target_that_is_gone_ends_the_level() -> None:
     world, issuing, ended_s = play(level(Closed(4), 1000.0), 0.001, outcome=lambda request: "connect_refused")
     assert issuing.reason == "target_died"
     assert GONE_AFTER <= len(world.samples) < GONE_AFTER + 4
-    assert ended_s < GONE_AFTER / 4 * (PAUSE_AFTER_LOSS_NS / 1e9 + 0.002)
+    assert ended_s < GONE_AFTER / 4 * (FAILURE_SPACING_NS / 1e9 + 0.002)
 
 
 def test_refusals_with_answers_between_them_do_not_end_the_level() -> None:
@@ -119,6 +121,131 @@ def test_refusals_with_answers_between_them_do_not_end_the_level() -> None:
 def test_a_failure_never_stops_the_level() -> None:
     world, issuing, _ = play(level(Closed(2), 5.0), 0.1, outcome=lambda request: "http_5xx")
     assert (len(world.samples), issuing.reason) == (100, "duration")
+
+
+def test_a_user_whose_request_failed_at_once_does_not_ask_again_at_once() -> None:
+    world, _, _ = play(level(Closed(2), 5.0), 0.001, outcome=lambda request: "http_5xx")
+    assert len(world.samples) == 2 * 50  # without a pause between them: 10,000
+    of_one = sorted(s.sent_ns or 0 for s in world.samples if s.user == 0)
+    assert {after - before for before, after in pairwise(of_one)} == {FAILURE_SPACING_NS}
+    assert all(s.due_ns == s.sent_ns for s in world.samples)  # the pause is the user's, no lateness of ours
+
+
+def test_a_failure_that_took_long_enough_is_followed_at_once() -> None:
+    world, _, _ = play(level(Closed(1), 5.0), 0.5, outcome=lambda request: "http_5xx")
+    assert [s.sent_ns for s in world.samples] == [500_000_000 * place for place in range(10)]
+
+
+def test_a_limit_ends_a_level_before_its_least_number_of_requests() -> None:
+    world, issuing, ended_s = play(level(Closed(1), 1.0, min_requests=30, at_most_s=2.0), 0.1)
+    assert (len(world.samples), issuing.reason, ended_s) == (20, "time", 2.0)
+    one = level(Open(10.0, "constant"), 1.0, min_requests=30, at_most_s=2.0)
+    world, issuing, ended_s = play(one, 0.1, due_s=every(0.1))
+    assert (len(world.samples), issuing.reason, ended_s) == (20, "time", 2.0)
+
+
+def test_a_limit_is_seen_while_every_user_waits() -> None:
+    world, issuing, ended_s = play(level(Closed(2), 1.0, min_requests=30, at_most_s=2.0), 50.0, drain_s=100.0)
+    assert (len(world.samples), issuing.reason, ended_s) == (2, "time", 2.0)
+
+
+def test_a_limit_may_come_before_the_duration() -> None:
+    closed, opened = level(Closed(1), 5.0, at_most_s=2.0), level(Open(10.0, "constant"), 5.0, at_most_s=2.0)
+    for one, due_s in ((closed, None), (opened, every(0.1))):
+        world, issuing, ended_s = play(one, 0.1, due_s=due_s)
+        assert (len(world.samples), issuing.reason, ended_s) == (20, "time", 2.0)
+
+
+def test_a_limit_changes_nothing_for_a_level_that_ends_before_it() -> None:
+    for at_most_s in (1.0, 2.0):
+        _, issuing, ended_s = play(level(Closed(1), 1.0, min_requests=5, at_most_s=at_most_s), 0.1)
+        assert (issuing.reason, ended_s) == ("duration", 1.0)
+        one = level(Open(10.0, "constant"), 1.0, at_most_s=at_most_s)
+        _, issuing, ended_s = play(one, 0.1, due_s=every(0.1))
+        assert (issuing.reason, ended_s) == ("duration", 1.0)
+
+
+# Loads over time
+
+HOLD, RAMP = Leg("hold", 2, 2, 10), Leg("ramp", 2, 8, 12)
+SPIKE, REST, BACK = Leg("spike", 20, 20, 5), Leg("hold", 0, 0, 5), Leg("hold", 3, 3, 8)
+DAY = (HOLD, RAMP, SPIKE, REST, BACK)
+
+
+def users(legs: Sequence[Leg], **options: float) -> Level:
+    return level(Closed(round(max(leg.end for leg in legs)), tuple(legs)), sum(leg.over_s for leg in legs), **options)
+
+
+def in_flight_at(samples: list[Sample], moment_s: float) -> int:
+    return sum((s.sent_ns or 0) <= moment_s * 1e9 < (s.done_ns or 0) for s in samples)
+
+
+def test_users_over_time_are_as_many_as_the_legs_say_and_return_after_a_spike() -> None:
+    world, issuing, ended_s = play(users(DAY), 0.05)
+    assert (issuing.reason, ended_s) == ("duration", 40.0)
+    moments_s = [place / 10 + 0.06 for place in range(399)]
+    # Whoever is wanted no more has his last answer within 50 ms; by then the ramp has gone on by 0.025 users.
+    for moment_s in moments_s:
+        wanted = {int(at(DAY, moment_s - late_s) + 0.5) for late_s in (0.0, 0.05)}
+        assert in_flight_at(world.samples, moment_s) in wanted, moment_s
+    assert world.most_in_flight == 20
+    assert not any(27.0 <= (s.sent_ns or 0) / 1e9 < 32.0 for s in world.samples)
+
+
+def test_a_user_begins_when_the_ramp_wants_him_to_the_nanosecond() -> None:
+    world, _, _ = play(users([Leg("ramp", 0, 10, 10.0)]), 0.01)
+    firsts_ns = [min(s.sent_ns or 0 for s in world.samples if s.user == number) for number in range(10)]
+    assert firsts_ns == pytest.approx([(number + 0.5) * 1e9 for number in range(10)], abs=1000)
+    assert all((s.sent_ns or 0) - s.due_ns < 1000 for s in world.samples)
+
+
+def test_users_who_are_wanted_at_once_come_one_spacing_apart() -> None:
+    world, _, _ = play(users([Leg("hold", 1, 1, 1), Leg("hold", 4, 4, 1)], start_spacing_s=0.1), 0.03)
+    firsts_s = [min(s.sent_ns or 0 for s in world.samples if s.user == number) / 1e9 for number in range(4)]
+    assert firsts_s == pytest.approx([0.0, 1.1, 1.2, 1.3], abs=1e-5)
+
+
+def test_a_user_who_is_wanted_all_the_time_is_never_made_to_wait() -> None:
+    """Seconds of a moment, and the same moment counted from the second leg on, differ in their last digit."""
+    legs = [Leg("hold", 3, 3, 0.1), Leg("ramp", 3, 4, 0.7), Leg("hold", 4, 4, 9.3)]
+    world, _, _ = play(users(legs, start_spacing_s=0.5), 0.0137)
+    for number in range(3):
+        of_one = sorted((s.sent_ns or 0, s.done_ns or 0) for s in world.samples if s.user == number)
+        assert max(sent_ns - done_ns for (_, done_ns), (sent_ns, _) in pairwise(of_one)) < 1000
+
+
+def test_what_was_asked_before_the_load_fell_is_answered() -> None:
+    world, _, ended_s = play(users([Leg("hold", 3, 3, 1), Leg("ramp", 1, 0, 2)]), 2.5)
+    assert sorted((s.sent_ns, s.outcome) for s in world.samples) == [(0, "ok")] * 3
+    assert ended_s == 3.0  # a load that has come to rest lasts its time
+
+
+def test_shards_of_users_over_time_are_as_many_together() -> None:
+    async def main() -> list[Sample]:
+        clock = VirtualClock(asyncio.get_running_loop())
+
+        async def serve(request: Request) -> str:
+            await asyncio.sleep(0.05)
+            return "ok"
+
+        async def shard(index: int) -> list[Sample]:
+            world, one = World(clock, serve), users(DAY)
+            issuing = Issuing(one.share(index, 3), clock, 0, index, 3)
+            asked = (PROMPT for _ in count())
+            await run_level(issuing, world, asked, iter(()), drain_s=30.0, on_issue_end=lambda reason: None)
+            return world.samples
+
+        return [sample for samples in await asyncio.gather(*map(shard, range(3))) for sample in samples]
+
+    samples = run(main)
+    assert [in_flight_at(samples, moment_s) for moment_s in (5.01, 21.51, 24.51, 30.01, 35.01)] == [2, 8, 20, 0, 3]
+
+
+def test_an_open_loop_that_comes_to_rest_lasts_its_time_and_sends_nothing_more() -> None:
+    load = Open(1.0, "constant", legs=(Leg("hold", 2, 2, 5), Leg("hold", 0, 0, 5)))
+    due_s = (due_ns / 1e9 for due_ns in schedule(load, None, None, 1))
+    world, issuing, ended_s = play(level(load, 10.0), 0.1, due_s=due_s)
+    assert (len(world.samples), issuing.reason, ended_s) == (10, "duration", 10.0)
 
 
 def test_stopping_wakes_a_schedule_that_sleeps() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadbench.errors import UsageError
-from loadbench.records import Closed, Open, Ramp
+from loadbench.records import Closed, Leg, Open
 from loadbench.scenario.load import Loaded, Overrides, load_scenario
 from loadbench.scenario.plan import levels
 from loadbench.scenario.prompts import PromptMix
@@ -77,8 +77,8 @@ def test_a_rate_may_change_over_the_duration_and_stand_in_a_list_with_others(hom
         "stages: [{rate: [2/s, {from: 60/min, to: 8/s}], arrivals: constant, duration: 20s}, {rate: {from: 0, to: 1}}]"
     )
     first, second = read(text).scenario.stages
-    assert first.loads() == (Open(2.0, "constant"), Open(4.5, "constant", ramp=Ramp(1.0, 8.0, 20.0)))
-    assert second.loads() == (Open(0.5, "poisson", ramp=Ramp(0.0, 1.0, 15.0)),)
+    assert first.loads() == (Open(2.0, "constant"), Open(4.5, "constant", legs=(Leg("ramp", 1.0, 8.0, 20.0),)))
+    assert second.loads() == (Open(0.5, "poisson", legs=(Leg("ramp", 0.0, 1.0, 15.0),)),)
 
 
 def test_burstiness_means_gamma_arrivals(home: Path) -> None:
@@ -350,9 +350,13 @@ def test_a_header_that_the_client_sets_is_refused(home: Path, name: str) -> None
         ),
         (
             "stages: [{concurrency: 1, rate: 1/s}]",
-            "s.yaml:1: stages[0]: expected exactly one of concurrency, rate, trace, got concurrency and rate",
+            "s.yaml:1: stages[0]: expected exactly one of concurrency, rate, over_time, trace,"
+            " got concurrency and rate",
         ),
-        ("stages: [{duration: 5s}]", "s.yaml:1: stages[0]: expected exactly one of concurrency, rate, trace, got none"),
+        (
+            "stages: [{duration: 5s}]",
+            "s.yaml:1: stages[0]: expected exactly one of concurrency, rate, over_time, trace, got none",
+        ),
         (
             "stages:\n  - rate: [1/s,\n      {from: -1/s, to: 2/s}]",
             's.yaml:3: stages[0].rate[1].from: expected a number of at least 0, got "-1/s"',
@@ -525,8 +529,8 @@ def test_a_saved_scenario_speaks_in_units_and_leaves_out_what_was_not_asked(home
         "stages: [{rate: 2/s, duration: 20s}, {concurrency: [1, 2]}]\nrequest: {temperature: null}"
     ).scenario.public_json()
     assert saved["stages"] == [
-        {"rate": ["2/s"], "arrivals": "poisson", "duration": "20s", "min_requests": 0},
-        {"concurrency": [1, 2], "duration": "15s", "min_requests": 0, "start_spacing": "1ms"},
+        {"rate": ["2/s"], "arrivals": "poisson", "duration": "20s", "min_requests": 0, "rest": "0s"},
+        {"concurrency": [1, 2], "duration": "15s", "min_requests": 0, "start_spacing": "1ms", "rest": "0s"},
     ]
     assert saved["request"]["temperature"] is None
     assert "slo" not in saved
@@ -615,7 +619,8 @@ def test_the_schema_shows_an_editor_what_is_wrong(wrong: dict[str, Any]) -> None
 def test_a_shipped_scenario_loads_fits_the_schema_and_names_it(path: Path) -> None:
     scenario = load_scenario(path).scenario
     assert scenario.name == path.stem
-    assert (scenario.endpoint, scenario.models) == ("embedded", ("auto",))
+    models = ("synthetic:wedge",) if path.stem == "wedge" else ("auto",)
+    assert (scenario.endpoint, scenario.models) == ("embedded", models)
     assert load_scenario(path, env={"FOUNDRY_LOCAL_ENDPOINT": "http://h:1"}).scenario.endpoint == "http://h:1"
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# yaml-language-server: $schema=../loadbench/schemas/scenario.schema.json\n")
@@ -632,8 +637,19 @@ def test_the_prompts_of_a_shipped_scenario_fit_2048_tokens_where_a_byte_is_one(p
             assert sum(len(str(m["content"]).encode()) for m in prompt.messages) + template + prompt.max_tokens <= 2048
 
 
-def test_the_seven_scenarios_are_shipped() -> None:
-    names = ["edge", "long-context", "non-streaming", "open-loop", "smoke", "sweep", "trace"]
+def test_the_ten_scenarios_are_shipped() -> None:
+    names = [
+        "capacity",
+        "edge",
+        "long-context",
+        "non-streaming",
+        "open-loop",
+        "smoke",
+        "soak",
+        "sweep",
+        "trace",
+        "wedge",
+    ]
     assert [path.stem for path in SHIPPED] == names
 
 

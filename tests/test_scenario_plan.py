@@ -135,9 +135,9 @@ def test_the_printed_plan_names_every_kind_of_load(tmp_path: Path) -> None:
         ["4 users", "as many as it answers", "0:15"],
         ["2/s poisson", "about 30", "0:15"],
         ["2/s gamma 0.5", "about 30", "0:15"],
-        ["1→8/s ramp", "about 90", "0:20"],
-        ["1→8/s constant ramp", "about 68", "0:15"],
-        ["1→8/s gamma 3 ramp", "about 68", "0:15"],
+        ["1→8/s", "about 90", "0:20"],
+        ["1→8/s constant", "about 68", "0:15"],
+        ["1→8/s gamma 3", "about 68", "0:15"],
         ["trace azure.csv ×2", "3", "0:00"],
         ["trace azure.csv", "3", "0:00"],
     ]

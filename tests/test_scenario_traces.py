@@ -12,7 +12,7 @@ from loadbench.analysis import rundir
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import OpenLoad, ShapedLoad
 from loadbench.errors import UsageError
-from loadbench.records import Level, Open, Ramp, Trace, load_title
+from loadbench.records import Leg, Level, Open, Trace, load_title
 from loadbench.scenario.arrivals import schedule
 from loadbench.scenario.load import Loaded, load_scenario
 from loadbench.scenario.plan import describe, levels
@@ -209,21 +209,22 @@ def test_a_level_with_a_trace_survives_its_way_through_json(home: Path) -> None:
     for level in levels(loaded.scenario, ("m",), loaded.traces):
         assert Level.from_json(level.as_json()) == level
     saved = loaded.scenario.public_json()["stages"][0]
-    assert saved == {"trace": "t.jsonl", "speed": 3, "sha256": loaded.traces[0].sha256, "min_requests": 0}
+    sha256 = loaded.traces[0].sha256
+    assert saved == {"trace": "t.jsonl", "speed": 3, "sha256": sha256, "min_requests": 0, "rest": "0s"}
 
 
 def test_a_report_tells_the_load_that_was_asked_for(home: Path) -> None:
     trace = Trace("sub/t.csv", "0" * 64, None, 2.0, requests=40, length_s=20.0)
     shaped = [
         Open(2.0, "gamma", 0.5),
-        Open(2.0, "constant", ramp=Ramp(1.0, 3.0, 20.0)),
+        Open(2.0, "constant", legs=(Leg("ramp", 1.0, 3.0, 20.0),)),
         Open(2.0, "trace", trace=trace),
     ]
     write_run(Path("run"), [Planned(asked, duration_s=20.0) for asked in (Open(2.0), *shaped)])
     plain, *others = [level.load for level in summarise(rundir.read(Path("run"))).levels]
     assert plain == OpenLoad(2.0, "poisson")  # nothing more: what reads summary.json may count on it
-    assert others == [ShapedLoad(a.rate_per_s, a.arrivals, "open", a.burstiness, a.ramp, a.trace) for a in shaped]
-    titles = ["2/s poisson", "2/s gamma 0.5", "1→3/s constant ramp", "trace t.csv ×2"]
+    assert others == [ShapedLoad(a.rate_per_s, a.arrivals, "open", a.burstiness, a.legs, a.trace) for a in shaped]
+    titles = ["2/s poisson", "2/s gamma 0.5", "1→3/s constant", "trace t.csv ×2"]
     assert [load_title(told) for told in (plain, *others)] == titles
 
 

@@ -7,6 +7,7 @@ dies makes the run invalid; what it had measured is kept.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import sys
@@ -43,6 +44,7 @@ class Crew(Shard):
         self._started_wall_ns = started_wall_ns
         self._workers: list[_Worker] = []
         self._wire: dict[str, Any] = {}
+        self._stopped = asyncio.Event()
 
     @property
     def size(self) -> int:
@@ -77,8 +79,15 @@ class Crew(Shard):
 
     def stop(self, reason: str) -> None:
         super().stop(reason)
+        self._stopped.set()
         for worker in self._workers:
             worker.tell(do="stop", reason=reason)
+
+    async def rest(self, seconds: float) -> None:
+        """Send nothing for so long; a stop ends it at once."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
 
     def counters(self) -> Counters:
         """The sum of what the workers last said, at most a quarter of a second ago."""
@@ -242,7 +251,7 @@ def workers_wanted(levels: Sequence[Level], last: Sample, max_tokens: int, event
     streaming_ns = (last.last_token_ns or 0) - (last.first_token_ns or 0)
     per_user_s = last.chunks / streaming_ns * 1e9 if streaming_ns > 0 else 0.0
     wanted = max(
-        level.load.concurrency * per_user_s if isinstance(level.load, Closed) else level.load.rate_per_s * max_tokens
+        level.load.concurrency * per_user_s if isinstance(level.load, Closed) else level.load.most_per_s * max_tokens
         for level in levels
     )
     return max(1, min(math.ceil(wanted / (events_per_s / 2)), (os.cpu_count() or 2) - 1))

@@ -8,11 +8,11 @@ before it starts and never waits for an answer. Schedules are endless: the level
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from time import perf_counter_ns
 from typing import Protocol
 
-from loadbench.records import Closed, Level, Prompt, Request, Sample
+from loadbench.records import Closed, Leg, Level, Prompt, Request, Sample
 
 GONE_AFTER = 20
 """So many refused connections in a row, with nothing answered between them, and the target counts as gone."""
@@ -21,8 +21,9 @@ STARTS_A_TURN = 4
 """Requests that may start before the loop looks at its sockets again: a start takes some 50 µs, and of 512 at once the
 first would have their answers stamped when the last has been sent, 25 ms late."""
 
-PAUSE_AFTER_LOSS_NS = 100_000_000
-"""A user whose connection was refused or lost waits so long: else N users of a dead target spin, thousands a second."""
+FAILURE_SPACING_NS = 100_000_000
+"""A user whose request failed sends its next no earlier than so long after it. A target that is dead, or answers 503 in
+no time, would else be asked thousands of times a second, by users of whom none would do that."""
 
 
 class Clock:
@@ -46,7 +47,7 @@ class Sender(Protocol):
 
 
 class Issuing:
-    """Whether a level still starts requests; ``reason``: why it stopped (duration, requests, schedule, or as told).
+    """Whether a level still starts requests; ``reason``: why not (duration, requests, time, schedule, or as told).
 
     It is shard ``index`` of ``count``: its requests are numbered so that no two shards use a number twice.
     """
@@ -57,6 +58,7 @@ class Issuing:
         self.start_ns = clock.now_ns() if start_ns is None else start_ns
         self.index, self.count = index, count
         self.end_ns = None if level.duration_s is None else self.start_ns + int(level.duration_s * 1e9)
+        self.limit_ns = None if level.at_most_s is None else self.start_ns + int(level.at_most_s * 1e9)
         self.issued = 0
         self.in_flight = 0
         self.reason: str | None = None
@@ -67,21 +69,26 @@ class Issuing:
     def may_start(self) -> bool:
         """Closed loop: whether one more request may start now."""
         level = self.level
-        if self.reason is None and self.issued >= level.min_requests:
-            if level.requests is not None and self.issued >= level.requests:
+        if self.reason is None:
+            now_ns, enough = self.clock.now_ns(), self.issued >= level.min_requests
+            if enough and level.requests is not None and self.issued >= level.requests:
                 self.stop("requests")
-            elif self.end_ns is not None and self.clock.now_ns() >= self.end_ns:
+            elif enough and self.end_ns is not None and now_ns >= self.end_ns:
                 self.stop("duration")
+            elif self.limit_ns is not None and now_ns >= self.limit_ns:
+                self.stop("time")
         return self.reason is None
 
     def is_over_at(self, offset_ns: int) -> str | None:
         """Open loop: whether a request that is due so long after the start is none of the level's, and why."""
         level = self.level
-        if self.issued < level.min_requests:
-            return None
-        if level.requests is not None and self.issued >= level.requests:
+        enough = self.issued >= level.min_requests
+        if enough and level.requests is not None and self.issued >= level.requests:
             return "requests"
-        return "duration" if level.duration_s is not None and offset_ns >= level.duration_s * 1e9 else None
+        end_s, limit_s = level.duration_s if enough else None, level.at_most_s
+        if limit_s is not None and offset_ns >= limit_s * 1e9 and (end_s is None or limit_s < end_s):
+            return "time"
+        return "duration" if end_s is not None and offset_ns >= end_s * 1e9 else None
 
     def next_request(self, prompts: Iterator[Prompt], due_ns: int, user: int | None = None) -> Request:
         request = Request(self.issued * self.count + self.index, next(prompts), due_ns, user)
@@ -125,21 +132,50 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
         sleeper.set_result(None)
 
 
+def _wanted_s(legs: Sequence[Leg], number: int, since_s: float) -> float:
+    """When, from ``since_s`` on, the legs' load first rounds above ``number``; if it does not, when they are over."""
+    begin_s, enough = 0.0, number + 0.5
+    for leg in legs:
+        into_s = max(0.0, since_s - begin_s)
+        if into_s < leg.over_s:
+            if leg.start + (leg.end - leg.start) * into_s / leg.over_s >= enough:
+                return max(since_s, begin_s)
+            if leg.end >= enough:
+                return begin_s + leg.over_s * (enough - leg.start) / (leg.end - leg.start)
+        begin_s += leg.over_s
+    return begin_s
+
+
 async def closed(issuing: Issuing, sender: Sender, prompts: Iterator[Prompt], users: range) -> None:
-    """N users; each sends its next request when its last one is done. They come one spacing apart."""
+    """N users; each sends its next request when its last one is done. They come one spacing apart.
+
+    With legs a user whose number is not wanted sleeps until it is; what it has asked by then is answered all the same.
+    """
     spacing_ns = int(issuing.level.start_spacing_s * 1e9)
+    legs = issuing.level.load.legs
+
+    def wanted_ns(number: int, since_ns: int) -> int:
+        if not legs:
+            return since_ns
+        since_s = (since_ns - issuing.start_ns) / 1e9
+        wanted_s = _wanted_s(legs, number, since_s)
+        return since_ns if wanted_s == since_s else issuing.start_ns + int(wanted_s * 1e9) + number * spacing_ns
 
     async def user(number: int, due_ns: int) -> None:
-        while issuing.may_start():
+        while True:
+            due_ns = wanted_ns(number, due_ns)
+            await issuing.sleep_until(due_ns)
+            if not issuing.may_start():
+                return
             sample = await _send(issuing, sender, issuing.next_request(prompts, due_ns, number))
             due_ns = issuing.clock.now_ns()
-            if sample.outcome in ("connect_refused", "connection_lost"):
-                due_ns += PAUSE_AFTER_LOSS_NS
-                await issuing.sleep_until(due_ns)
+            if sample.outcome != "ok":
+                asked_ns = sample.due_ns if sample.sent_ns is None else sample.sent_ns
+                due_ns = max(due_ns, asked_ns + FAILURE_SPACING_NS)
 
     async with asyncio.TaskGroup() as group:
         for place, number in enumerate(users):
-            due_ns = issuing.start_ns + number * spacing_ns
+            due_ns = issuing.start_ns + (0 if legs else number * spacing_ns)
             await issuing.sleep_until(due_ns)
             group.create_task(user(number, due_ns))
             if place % STARTS_A_TURN == 0:
@@ -170,8 +206,9 @@ async def open_(issuing: Issuing, sender: Sender, prompts: Iterator[Prompt], sch
                 group.create_task(_send(issuing, sender, request)).add_done_callback(issuing.landed)
                 if issuing.issued % STARTS_A_TURN == 0:
                     await asyncio.sleep(0)
-        if ended_by == "duration" and issuing.end_ns is not None:
-            await issuing.sleep_until(issuing.end_ns)
+        end_ns = {"duration": issuing.end_ns, "time": issuing.limit_ns}.get(ended_by)
+        if end_ns is not None:
+            await issuing.sleep_until(end_ns)
         issuing.stop(ended_by)  # a reason that was given before stands
 
 
@@ -213,8 +250,9 @@ async def run_level(
 
 
 async def _watch(issuing: Issuing) -> None:
-    """See the end of a closed loop's duration even while every user waits for an answer."""
-    if issuing.end_ns is not None and isinstance(issuing.level.load, Closed):
-        await issuing.sleep_until(issuing.end_ns)
+    """See the end of a closed loop's time even while every user waits for an answer."""
+    ends_ns = (issuing.end_ns, issuing.limit_ns) if isinstance(issuing.level.load, Closed) else ()
+    for end_ns in sorted(end_ns for end_ns in ends_ns if end_ns is not None):
+        await issuing.sleep_until(end_ns)
         issuing.may_start()
     await issuing.stopped.wait()

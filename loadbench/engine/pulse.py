@@ -83,6 +83,8 @@ class Pulse:
             "gc_pauses": len(self._gc_pauses_ns),
             "gc_pause_max_ns": max(self._gc_pauses_ns, default=None),
             "steal_share": self._steal_share(),
+            "machine_cpu_s": round(_busy_s(psutil.cpu_times()) - _busy_s(self._times), 3),
+            "elapsed_s": round(elapsed_s, 3),
             "rss_bytes": self.rss_bytes(),
         }
 
@@ -109,3 +111,9 @@ class Pulse:
         self._beat_due_ns += BEAT_NS * (1 + late_ns // BEAT_NS)  # a long pause is one late beat, not a burst of them
         delay_s = (self._beat_due_ns - perf_counter_ns()) / 1e9
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._beat)
+
+
+def _busy_s(times: Any) -> float:
+    """CPU seconds that this machine's programs have used, all cores together; guest times are inside user and nice."""
+    names = ("user", "nice", "system", "irq", "softirq")  # Windows has its interrupts inside system
+    return float(sum(getattr(times, name, 0.0) for name in names))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,9 +22,32 @@ import orjson
 from loadbench.errors import UsageError
 from loadbench.hdr import Hdr, HlogWriter, make_tag
 from loadbench.records import Sample
+from loadbench.scenario.schema import Slo
 
 SERIES = ("ttft_service", "ttft_response", "e2e_service", "e2e_response", "tpot", "lag")
 """Histograms fed by a request's end; ``gap`` is fed by its chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that latencies of one request may be for it to be good, in nanoseconds, as `analysis.slo.good` has it.
+
+    For the live view: what the report says is counted from the samples. Of several limits on one latency the highest
+    percentile's counts.
+    """
+
+    ttft_ns: float = math.inf
+    e2e_ns: float = math.inf
+    tpot_ns: float = math.inf
+
+    @classmethod
+    def of(cls, slo: Slo | None) -> Limits | None:
+        """Those of an SLO; None where it has none for single requests."""
+        limits_ns: dict[str, float] = {}
+        for metric, _, limit_s in slo.limits() if slo is not None else ():
+            if metric != "gap":  # of each request only the largest is known
+                limits_ns[f"{metric}_ns"] = max(1e9 * limit_s, limits_ns.get(f"{metric}_ns", 0.0))
+        return cls(**limits_ns) if limits_ns else None
 
 
 class Recorder:
@@ -41,13 +66,18 @@ class Recorder:
         self._interval_ns = 0
         self._values: dict[tuple[str, str], array[int]] = {}
         self._chunks = 0
+        self.limits: Limits | None = None
         self.begin_level(0, 0)
 
-    def begin_level(self, level: int, now_ns: int) -> None:
-        """What comes from now on belongs to this level; its last interval has been closed."""
-        self._level, self._interval_ns = level, now_ns
+    def begin_level(self, level: int, now_ns: int, *, from_due: bool = False) -> None:
+        """What comes from now on belongs to this level; its last interval has been closed.
+
+        ``from_due``: latencies that are held against the limits count from when the request was due.
+        """
+        self._level, self._interval_ns, self._from_due = level, now_ns, from_due
         self._values = {}
         self._chunks = 0
+        self.good = 0
         self.attempted = 0
         self.outcomes: Counter[str] = Counter()
         self.ttft = Hdr()
@@ -80,6 +110,7 @@ class Recorder:
         kind, sent_ns, first_ns, last_ns = sample.kind, sample.sent_ns, sample.first_token_ns, sample.last_token_ns
         if sent_ns is None or last_ns is None:
             return
+        self.good += self.limits is not None and self._is_good(self.limits, sample, sent_ns, last_ns)
         self._array("e2e_service", kind).append(last_ns - sent_ns)
         self._array("e2e_response", kind).append(last_ns - sample.due_ns)
         if first_ns is None:
@@ -88,6 +119,18 @@ class Recorder:
         self._array("ttft_response", kind).append(first_ns - sample.due_ns)
         if sample.output_tokens is not None and sample.output_tokens > 1:
             self._array("tpot", kind).append((last_ns - first_ns) // (sample.output_tokens - 1))
+
+    def _is_good(self, limits: Limits, sample: Sample, sent_ns: int, last_ns: int) -> bool:
+        since_ns = sample.due_ns if self._from_due else sent_ns
+        first_ns, tokens = sample.first_token_ns, sample.output_tokens
+        if last_ns - since_ns > limits.e2e_ns:
+            return False
+        if first_ns is None:
+            return True
+        if first_ns - since_ns > limits.ttft_ns:
+            return False
+        spread = tokens is not None and tokens > 1 and sample.chunks > 1
+        return not spread or (last_ns - first_ns) / ((tokens or 0) - 1) <= limits.tpot_ns
 
     def event(self, t_ns: int, event: str, **facts: Any) -> None:
         """One line of telemetry."""

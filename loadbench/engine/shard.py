@@ -21,7 +21,7 @@ from loadbench.engine.load import Clock, Issuing, run_level
 from loadbench.engine.pulse import Pulse
 from loadbench.engine.recorder import Recorder
 from loadbench.hdr import Hdr
-from loadbench.records import Closed, Level, Prompt, Request, Sample
+from loadbench.records import Closed, Level, Open, Prompt, Request, Sample
 from loadbench.scenario.arrivals import schedule
 from loadbench.scenario.prompts import PromptMix
 
@@ -30,12 +30,13 @@ TICK_NS = 1_000_000_000
 
 @dataclass
 class Counters:
-    """A level so far: what the live view and the telemetry show."""
+    """A level so far: what the live view and the telemetry show. ``good``: ended within the recorder's limits."""
 
     in_flight: int = 0
     issued: int = 0
     attempted: int = 0
     chunks: int = 0
+    good: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     ttft: Hdr = field(default_factory=Hdr)
     e2e: Hdr = field(default_factory=Hdr)
@@ -50,12 +51,13 @@ class Counters:
         self.issued += other.issued
         self.attempted += other.attempted
         self.chunks += other.chunks
+        self.good += other.good
         self.outcomes += other.outcomes
         self.ttft.merge(other.ttft)
         self.e2e.merge(other.e2e)
 
     def as_json(self) -> dict[str, Any]:
-        plain = {"in_flight": self.in_flight, "issued": self.issued, "attempted": self.attempted, "chunks": self.chunks}
+        plain = {name: getattr(self, name) for name in ("in_flight", "issued", "attempted", "chunks", "good")}
         return {**plain, "outcomes": self.outcomes, "ttft": self.ttft.encode(), "e2e": self.e2e.encode()}
 
     @classmethod
@@ -191,7 +193,7 @@ class Shard:
         if self.stop_reason is not None:  # told while the connections were being opened
             issuing.stop(self.stop_reason)
         self.start_ns, self.phase = issuing.start_ns, "load"
-        self.recorder.begin_level(level.index, issuing.start_ns)
+        self.recorder.begin_level(level.index, issuing.start_ns, from_due=isinstance(level.load, Open))
         self.recorder.event(issuing.start_ns, "level_start", level=level.index)
         try:
             self.reason = await run_level(
@@ -221,6 +223,7 @@ class Shard:
             issuing.issued if issuing is not None else recorder.attempted,
             recorder.attempted,
             recorder.chunks,
+            recorder.good,
             recorder.outcomes,
             recorder.ttft,
             recorder.e2e,
@@ -232,8 +235,7 @@ class Shard:
         if isinstance(level.load, Closed):
             return len(range(index, level.load.concurrency, count))
         share = level.share(index, count)
-        ramp = level.load.ramp
-        rate_per_s = level.load.rate_per_s if ramp is None else max(ramp.from_per_s, ramp.to_per_s)
+        rate_per_s = level.load.most_per_s
         expected = math.ceil(2 * rate_per_s / count * (self.e2e_s or 1.0)) + 4
         return min(expected, 1024, share.max_in_flight or expected, share.requests or expected)
 

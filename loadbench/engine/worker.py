@@ -17,6 +17,7 @@ import orjson
 
 from loadbench.engine.exchange import Wire
 from loadbench.engine.load import Clock
+from loadbench.engine.recorder import Limits
 from loadbench.engine.shard import Shard
 from loadbench.platform import raise_open_file_limit, run_in_loop
 from loadbench.records import Level
@@ -42,6 +43,7 @@ async def serve(order: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> 
     scenario, prompts = Scenario.model_validate(order["scenario"]), Path(order["prompts"])
     clock, place = Clock(order["origin_ns"]), (order["index"], order["count"])
     async with Shard(Path(order["folder"]), clock, order["started_wall_ns"], lambda: None, *place) as shard:
+        shard.recorder.limits = Limits.of(scenario.slo)
         tell(answer="ready")
         reporter = asyncio.create_task(_report(shard))
         level: asyncio.Task[None] | None = None

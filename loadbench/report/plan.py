@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
+from collections.abc import Iterator
 from typing import TextIO
 
 from rich import box
@@ -11,14 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from loadbench.errors import UsageError
-from loadbench.records import Closed, load_title
+from loadbench.records import Closed, Leg, Load, load_title
 from loadbench.report.console import console_on
 from loadbench.report.escape import plain
 from loadbench.report.words import clock, count
 from loadbench.scenario.load import Loaded
-from loadbench.scenario.plan import LevelPlan, describe, levels
-from loadbench.scenario.schema import EMBEDDED
+from loadbench.scenario.plan import LevelPlan, Plan, describe, levels
+from loadbench.scenario.schema import EMBEDDED, Scenario
+from loadbench.scenario.shapes import StopRules
+from loadbench.scenario.stage import Stage
+from loadbench.scenario.units import DURATION
 from loadbench.target.synthetic import SYNTHETIC
+
+WIDEST = 120
 
 
 def print_plan(loaded: Loaded, stream: TextIO | None = None) -> None:
@@ -41,14 +48,61 @@ def print_plan(loaded: Loaded, stream: TextIO | None = None) -> None:
         model, load = Text(plain(row.level.model)), Text(plain(load_title(row.level.load)))
         table.add_row(str(row.level.index), model, load, _requests(row), _time(row))
     console.print(table)
-    known = f"about {clock(plan.estimated_s)}" if plan.estimated_s else "unknown"
+    for line in _particulars(scenario, plan):
+        console.print(Text(textwrap.fill(line, min(console.width, WIDEST), subsequent_indent="    ")))
+    for line in _times(plan):
+        console.print(Text(line))
+
+
+def _particulars(scenario: Scenario, plan: Plan) -> Iterator[str]:
+    """What the table has no column for, a line for each stage that has something of the kind."""
+    for number, stage in enumerate(scenario.stages):
+        rows = [row.level for row in plan.levels if row.level.stage == number and row.level.model == plan.models[0]]
+        told = []
+        if stage.over_time:
+            told.append(", ".join(_leg(leg, rows[0].load) for leg in rows[0].load.legs))
+        if len(rows) > 1 and stage.stop is not None and (rules := list(_rules(stage, scenario.slo is not None))):
+            told.append(f"until {', '.join(rules)}")
+        if len(rows) > 1 and stage.rest_s:
+            told.append(f"rest {_span(stage.rest_s)} between them")
+        if rows[0].interval_s:
+            told.append(f"results every {_span(rows[0].interval_s)}")
+        if told:
+            places = str(rows[0].index) if len(rows) == 1 else f"{rows[0].index} to {rows[-1].index}"
+            yield f"{'Level' if len(rows) == 1 else 'Levels'} {places}: {'; '.join(told)}"
+
+
+def _leg(leg: Leg, load: Load) -> str:
+    unit = " users" if isinstance(load, Closed) else "/s"
+    return f"{leg.name} {'to ' if leg.name == 'ramp' else ''}{leg.end:g}{unit} for {_span(leg.over_s)}"
+
+
+def _rules(stage: Stage, has_slo: bool) -> Iterator[str]:
+    """The stop rules of a stage that can apply."""
+    stop = stage.stop or StopRules()
+    if stop.gain_share is not None:
+        yield f"gain under {100 * stop.gain_share:g} % twice"
+    if stop.slo and has_slo:
+        yield "SLO missed"
+    if stop.error_rate is not None:
+        yield f"over {100 * stop.error_rate:g} % failed"
+    if stop.degraded:
+        yield "target degraded"
+    if stop.over_capacity and stage.rates_per_s is not None:
+        yield "over capacity"
+    if stop.time_s is not None:
+        yield f"{_span(stop.time_s)} passed"
+
+
+def _times(plan: Plan) -> Iterator[str]:
+    """How long it takes, as far as that can be known beforehand."""
+    word = "at most" if plan.may_end_early else "about"
+    known = f"{word} {clock(plan.estimated_s)}" if plan.estimated_s else "unknown"
     open_ended = plan.open_ended or any(_may_go_on(row) for row in plan.levels)
     more = "; levels bounded by a number of requests take as long as the target does" if open_ended else ""
     warm = f", {count(plan.warmup_requests, 'warm-up request')}" if plan.warmup_requests else ""
-    console.print(
-        Text(f"{count(len(plan.levels), 'level')}{warm}; time {known} plus starting, loading and draining{more}.")
-    )
-    console.print(Text(f"No longer than {clock(plan.at_most_s)}, even if every request ran into its deadline."))
+    yield f"{count(len(plan.levels), 'level')}{warm}; time {known} plus starting, loading and draining{more}."
+    yield f"No longer than {clock(plan.at_most_s)}, even if every request ran into its deadline."
 
 
 def _judge_models(loaded: Loaded) -> None:
@@ -83,3 +137,8 @@ def _time(row: LevelPlan) -> str:
 def _may_go_on(row: LevelPlan) -> bool:
     """A closed loop goes on past its duration until its least number of requests is issued."""
     return isinstance(row.level.load, Closed) and row.level.min_requests > 0
+
+
+def _span(seconds: float) -> str:
+    """A time as a scenario writes it: 30s, 5m."""
+    return DURATION.write(seconds)

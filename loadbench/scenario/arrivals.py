@@ -19,6 +19,7 @@ Batch = npt.NDArray[np.float64]
 _BATCH = 1024
 _NS_PER_S = 1e9
 _TINY = float(np.finfo(np.float64).tiny)
+_NEVER_S = 2.0**62 / _NS_PER_S  # 146 years: due times are whole nanoseconds of 64 bits
 
 
 def _constant(load: Open, rng: np.random.Generator) -> Iterator[Batch]:
@@ -61,16 +62,24 @@ PROCESSES: dict[str, Callable[[Open, np.random.Generator], Iterator[Batch]]] = {
 
 
 def when_s(load: Open, arrivals: Batch) -> Batch:
-    """When so many arrivals are to be expected, in seconds from the level's start: the cumulative rate, inverted."""
-    ramp = load.ramp
-    if ramp is None:
+    """When so many arrivals are to be expected, in seconds from the level's start: the cumulative rate, inverted.
+
+    After the last leg its rate stays. Where that is 0, no more are to be expected in the life of the universe.
+    """
+    if not load.legs:
         return arrivals / load.rate_per_s
-    # r(t) = from + slope t, so n = from t + slope t² / 2 until the ramp's end. Of the two forms of the root this is the
-    # one that loses no digits where the slope is small; it is 0 / 0 only for the first of a ramp that begins at 0.
-    slope = (ramp.to_per_s - ramp.from_per_s) / ramp.over_s
-    within = np.minimum(arrivals, load.rate_per_s * ramp.over_s)
-    root = np.sqrt(ramp.from_per_s**2 + 2 * slope * within)
-    return 2 * within / np.maximum(ramp.from_per_s + root, _TINY) + (arrivals - within) / ramp.to_per_s
+    shapes = [(leg.start, (leg.end - leg.start) / leg.over_s, leg.over_s) for leg in load.legs]
+    first, slope, over_s = np.array([*shapes, (load.legs[-1].end, 0.0, np.inf)]).T
+    before = np.concatenate(([0.0], np.cumsum([(leg.start + leg.end) / 2 * leg.over_s for leg in load.legs])))
+    begin_s = np.concatenate(([0.0], np.cumsum(over_s[:-1])))
+    at = np.searchsorted(before[1:], arrivals, side="right")  # right: nothing is due in a leg that holds at 0
+    # r(t) = first + slope t, so n = first t + slope t² / 2 within a leg. Of the two forms of the root this one loses no
+    # digits where the slope is small; it is 0 / 0 only for the first of a leg that begins at 0.
+    within = arrivals - before[at]
+    root = np.sqrt(np.maximum(first[at] ** 2 + 2 * slope[at] * within, 0.0))
+    with np.errstate(over="ignore"):
+        into_s: Batch = np.minimum(2 * within / np.maximum(first[at] + root, _TINY), over_s[at])
+    return begin_s[at] + into_s
 
 
 def schedule(
@@ -101,4 +110,5 @@ def within(
 
 def _drawn(load: Open, seed: int) -> Iterator[int]:
     for batch in PROCESSES[load.arrivals](load, np.random.default_rng(seed)):
-        yield from np.rint(when_s(load, batch) * _NS_PER_S).astype(np.int64).tolist()
+        due_s = np.minimum(when_s(load, batch), _NEVER_S)
+        yield from np.rint(due_s * _NS_PER_S).astype(np.int64).tolist()

@@ -28,10 +28,10 @@ ENDPOINT_VARIABLE = "FOUNDRY_LOCAL_ENDPOINT"
 class Overrides:
     """What flags say, as they were written. ``sets`` are ``path=value`` with a YAML value, ``headers`` ``Name: value``.
 
-    ``concurrency`` and ``rate`` say which loads are measured: of the file's stages only the first of each kind that is
-    named stays, with the flag's value, and a kind that the file lacks gets a stage of its own. ``sets`` mean the stages
-    that are left, by their new numbers. ``duration`` drops the file's ``min_requests``, and ``requests`` lowers it: who
-    asks for a length means it.
+    ``concurrency`` and ``rate``, as ``4``, ``1,2,4`` or the ladder ``1..64``, say which loads are measured: of the
+    file's stages only the first of each kind that is named stays, with the flag's value, and a kind that the file lacks
+    gets a stage of its own. ``sets`` mean the stages that are left, by their new numbers. ``duration`` drops the file's
+    ``min_requests``, and ``requests`` lowers it: who asks for a length means it.
     """
 
     sets: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -34,12 +35,13 @@ def levels(
                     stage=number,
                     model=model,
                     load=load,
-                    duration_s=stage.duration_s,
+                    duration_s=stage.length_s,
                     requests=_requests(stage, traces.get(number)),
                     min_requests=stage.min_requests,
                     seed=_seed(scenario.seed, number, place),
                     start_spacing_s=stage.start_spacing_s or 0.0,
                     max_in_flight=stage.max_in_flight,
+                    interval_s=stage.telling_s,
                 )
                 laid_out.append(level)
     return tuple(laid_out)
@@ -70,9 +72,10 @@ class LevelPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to expect of a run. ``estimated_s`` sums the levels whose time is known; ``open_ended``: there are others.
+    """What to expect of a run. ``estimated_s`` sums the levels whose time is known, and the rests between levels.
 
-    ``at_most_s`` is reached when every request, the warm-up's and the canaries' too, runs into its deadline.
+    ``open_ended``: there are other levels. ``may_end_early``: a stage's rules may leave levels out. ``at_most_s`` is
+    reached when every request, the warm-up's and the canaries' too, runs into its deadline.
     """
 
     levels: tuple[LevelPlan, ...]
@@ -80,6 +83,7 @@ class Plan:
     warmup_requests: int
     estimated_s: float
     open_ended: bool
+    may_end_early: bool
     at_most_s: float
 
 
@@ -89,13 +93,20 @@ def describe(scenario: Scenario, laid_out: Sequence[Level]) -> Plan:
     plans = tuple(_expected(scenario, level) for level in laid_out)
     warmup_requests = scenario.warmup.requests * len(models)
     canaries = len(models) + (len(plans) if scenario.canary else 0)  # a model is tried out in any case
+    rests_s = sum(
+        scenario.stages[one.stage].rest_s
+        for one, after in pairwise(laid_out)
+        if (one.stage, one.model) == (after.stage, after.model)
+    )
+    spare_s = (warmup_requests + canaries) * scenario.deadlines.total_s
     return Plan(
         levels=plans,
         models=models,
         warmup_requests=warmup_requests,
-        estimated_s=sum(plan.issuing_s for plan in plans if plan.issuing_s is not None),
+        estimated_s=rests_s + sum(plan.issuing_s for plan in plans if plan.issuing_s is not None),
         open_ended=any(plan.issuing_s is None for plan in plans),
-        at_most_s=sum(plan.at_most_s for plan in plans) + (warmup_requests + canaries) * scenario.deadlines.total_s,
+        may_end_early=any(len(stage.loads()) > 1 for stage in scenario.stages if stage.stop is not None),
+        at_most_s=rests_s + sum(plan.at_most_s for plan in plans) + spare_s,
     )
 
 
@@ -123,6 +134,8 @@ def _expected_open(level: Level, load: Open) -> tuple[float, float]:
     if load.trace is not None:
         return load.trace.requests, load.trace.length_s
     by_count = math.inf if level.requests is None else level.requests
-    by_clock = math.inf if level.duration_s is None else max(level.min_requests, load.rate_per_s * level.duration_s)
-    requests = min(by_count, by_clock)
+    by_clock = math.inf if level.duration_s is None else load.rate_per_s * level.duration_s
+    if by_clock <= by_count and by_clock >= level.min_requests:  # a load that ends at 0 has its last request before
+        return by_clock, level.duration_s or 0.0
+    requests = min(by_count, max(by_clock, level.min_requests))
     return requests, float(when_s(load, np.array([requests]))[0])

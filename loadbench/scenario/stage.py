@@ -1,46 +1,61 @@
-"""The loads of a scenario: closed loops of users, open loops at a rate that stays or changes, and recorded ones.
+"""The loads of a scenario: closed loops of users, open loops at a rate, either over time, and recorded ones.
 
-Reading a trace's file is ``load``'s job and drawing arrivals ``arrivals``'.
+What shapes they may have is written in ``shapes``. Reading a trace's file is ``load``'s job, drawing arrivals
+``arrivals``'.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from loadbench.records import Closed, Load, Open, Ramp, Trace
-from loadbench.scenario.part import Part, as_list, exactly_one, one_or_more, refuse
-from loadbench.scenario.units import RATE, Count, Duration, Positive, Rate, RateOrZero
+from loadbench.records import Closed, Leg, Load, Open, Trace
+from loadbench.scenario.part import Part, exactly_one, one_or_more, refuse
+from loadbench.scenario.shapes import (
+    RateRange,
+    StopRules,
+    Stretch,
+    UserLadder,
+    are_rates,
+    as_loads,
+    is_ladder,
+    legs_of,
+    spelt_out,
+)
+from loadbench.scenario.units import RATE, Count, Duration, Positive, Rate
 
 DEFAULT_DURATION = "15s"  # some hundred requests of a small model, and six levels stay under two minutes
 DEFAULT_START_SPACING = "1ms"  # 512 users start within half a second and not in one turn of the event loop
 
+INTERVALS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
+"""The intervals that results are told for unless the stage says: of them the first that makes no more than so many."""
 
-class RateRamp(Part):
-    """A rate that changes evenly from one to another over the stage's duration."""
-
-    from_per_s: RateOrZero = Field(alias="from", description="Requests per second at the start; may be 0.")
-    to_per_s: Rate = Field(alias="to", description="Requests per second at the end of the duration, and after it.")
+MOST_INTERVALS = 30
+LONG_S = 60.0  # a level of a minute, or a load over time, is told interval by interval
 
 
-def _kind_of_rate(value: object) -> str:
-    return "ramp" if isinstance(value, dict | RateRamp) else "rate"
+def _kind_of_load(value: object) -> str:
+    return "range" if isinstance(value, dict | UserLadder | RateRange) else "load"
 
 
 Concurrencies = Annotated[
-    tuple[Positive, ...],
-    BeforeValidator(as_list),
+    tuple[
+        Annotated[Annotated[Positive, Tag("load")] | Annotated[UserLadder, Tag("range")], Discriminator(_kind_of_load)],
+        ...,
+    ],
+    BeforeValidator(as_loads),
     Field(min_length=1),
-    one_or_more({"type": "integer", "minimum": 1}),
+    one_or_more({"anyOf": [{"type": "integer", "minimum": 1}, UserLadder.model_json_schema()]}),
 ]
 Rates = Annotated[
     tuple[
-        Annotated[Annotated[Rate, Tag("rate")] | Annotated[RateRamp, Tag("ramp")], Discriminator(_kind_of_rate)], ...
+        Annotated[Annotated[Rate, Tag("load")] | Annotated[RateRange, Tag("range")], Discriminator(_kind_of_load)], ...
     ],
-    BeforeValidator(as_list),
+    BeforeValidator(as_loads),
     Field(min_length=1),
-    one_or_more({"anyOf": [*RATE.json_schema()["anyOf"], RateRamp.model_json_schema()]}),
+    one_or_more({"anyOf": [*RATE.json_schema()["anyOf"], RateRange.model_json_schema()]}),
 ]
 Factor = Annotated[float, Field(ge=1e-6, le=1e6)]
 
@@ -53,22 +68,33 @@ _ONLY_WITH = {
     "timestamps": ("trace",),
     "speed": ("trace",),
     "sha256": ("trace",),
+    "stop": ("concurrency", "rate"),
 }
 
 
-class Stage(Part):
-    """A load held for a while: users in a closed loop, or an open loop at a rate or from a trace.
+def _may_be_bool(schema: dict[str, Any]) -> None:
+    schema["anyOf"].insert(0, {"type": "boolean"})
 
-    A list of users or rates gives one level each.
+
+class Stage(Part):
+    """A load held for a while, or changing by plan: users in a closed loop, or an open loop at a rate or from a trace.
+
+    A list or a ladder of users or rates gives one level each, a load over time one level as a whole.
     """
 
     concurrency: Concurrencies | None = Field(
-        default=None, description="Closed loop: this many users, each sends its next request when its last is done."
+        default=None,
+        description="Closed loop: this many users, each sends its next request when its last is done; or a ladder"
+        " {from, to, factor}.",
     )
     rates_per_s: Rates | None = Field(
         default=None,
         alias="rate",
-        description="Open loop: requests per second on a schedule, whatever the target does; or {from, to}.",
+        description="Open loop: requests per second on a schedule, whatever the target does; or {from, to} over the"
+        " duration; or a ladder {from, to, factor}.",
+    )
+    over_time: Annotated[tuple[Stretch, ...], Field(min_length=1)] | None = Field(
+        default=None, description="One level whose load changes: hold, ramp and spike, of users or of rates."
     )
     arrivals: Literal["constant", "poisson", "gamma"] | None = Field(
         default=None,
@@ -109,8 +135,22 @@ class Stage(Part):
         default=None, description="Open loop: what would exceed it is dropped and counts as failed; no limit if absent."
     )
 
+    stop: StopRules | None = Field(
+        default=None,
+        description="When to leave out the levels that are left: true for all the rules, false for none; a ladder has"
+        " them unless it says otherwise, a list those that it names.",
+        json_schema_extra=_may_be_bool,
+    )
+    rest_s: Duration = Field(default=0.0, alias="rest", description="Wait so long between the levels of this stage.")
+    interval_s: Annotated[Duration, Field(ge=1)] | None = Field(
+        default=None,
+        alias="interval",
+        description="Tell results for every so much of a level too; for a load over time, and a level of a minute or"
+        f" more, some {MOST_INTERVALS} intervals unless stated.",
+    )
+
     model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": [key]} for key in ("concurrency", "rate", "trace")]}
+        json_schema_extra={"oneOf": [{"required": [key]} for key in ("concurrency", "rate", "over_time", "trace")]}
     )
 
     @model_validator(mode="before")
@@ -120,47 +160,98 @@ class Stage(Part):
         if not isinstance(data, dict):
             return data
         given = {key: value for key, value in data.items() if value is not None}
+        stop = spelt_out(given.get("stop"), is_ladder(as_loads(given.get("concurrency", given.get("rate")))))
         if "trace" in given:
-            return data | {"speed": given.get("speed", 1.0)}
-        if "rate" in given:
-            filled = {"arrivals": "gamma" if "burstiness" in given else "poisson"}
+            return data | {"speed": given.get("speed", 1.0), "stop": stop}
+        filled: dict[str, Any] = {}
+        if "rate" in given or are_rates(given.get("over_time")):
+            filled["arrivals"] = "gamma" if "burstiness" in given else "poisson"
         else:
-            filled = {"start_spacing": DEFAULT_START_SPACING}
-        if "duration" not in given and "requests" not in given:
+            filled["start_spacing"] = DEFAULT_START_SPACING
+        if not given.keys() & {"duration", "requests", "over_time"}:
             filled["duration"] = DEFAULT_DURATION
-        return data | {key: given.get(key, value) for key, value in filled.items()}
+        return data | {key: given.get(key, value) for key, value in filled.items()} | {"stop": stop}
 
     @model_validator(mode="after")
     def _one_load(self) -> Stage:
-        exactly_one(concurrency=self.concurrency, rate=self.rates_per_s, trace=self.trace)
-        here = "concurrency" if self.concurrency else "rate" if self.rates_per_s else "trace"
+        exactly_one(concurrency=self.concurrency, rate=self.rates_per_s, over_time=self.over_time, trace=self.trace)
+        here = self._kind()
+        fields = {field.alias or name: name for name, field in type(self).model_fields.items()}
+        found = {key: getattr(self, name) for key, name in fields.items()}
         for key, loads in _ONLY_WITH.items():
-            value = self.start_spacing_s if key == "start_spacing" else getattr(self, key)
-            if value is not None and here not in loads:
+            if found[key] is not None and here not in loads:
                 raise refuse(f"expected {key} in a stage with {' or '.join(loads)}, got it beside {here}")
+        for key in ("duration", "min_requests", "stop") if self.over_time else ():
+            if found[key]:
+                raise refuse(f"expected {key} in a stage whose load stays, got it beside over_time")
+        for entries in (self.concurrency, self.rates_per_s):
+            if entries is not None and self.ladder and len(entries) > 1:
+                raise refuse(f"expected a ladder on its own, got it in a list of {len(entries)}")
         if self.arrivals == "gamma" and self.burstiness is None:
             raise refuse("expected burstiness beside gamma arrivals, got none")
         if self.arrivals != "gamma" and self.burstiness is not None:
             raise refuse(f"expected gamma arrivals beside burstiness, got {self.arrivals}")
-        if self.duration_s is None and any(isinstance(rate, RateRamp) for rate in self.rates_per_s or ()):
+        if (
+            self.duration_s is None
+            and not self.ladder
+            and any(isinstance(r, RateRange) for r in self.rates_per_s or ())
+        ):
             raise refuse("expected a duration beside a rate with from and to, got none")
         if self.requests is not None and self.min_requests > self.requests:
             raise refuse(f"expected min_requests ≤ requests, got {self.min_requests} and {self.requests}")
         return self
 
+    def _kind(self) -> str:
+        """Whether users, a rate or a trace make the load. Refuses a load over time of both kinds, or of none."""
+        if self.over_time is None:
+            return "concurrency" if self.concurrency else "rate" if self.rates_per_s else "trace"
+        kinds = {type(load) for load in (stretch.load()[1] for stretch in self.over_time) if load > 0}
+        if len(kinds) != 1:
+            raise refuse(f"expected users or rates in over_time, got {'both' if kinds else 'nothing but 0'}")
+        return "concurrency" if kinds == {int} else "rate"
+
+    @property
+    def ladder(self) -> bool:
+        """Whether its loads climb by a factor, and so may end early."""
+        entries = (*(self.concurrency or ()), *(self.rates_per_s or ()))
+        return any(isinstance(entry, UserLadder | RateRange) and entry.factor is not None for entry in entries)
+
+    @property
+    def length_s(self) -> float | None:
+        """How long each of its levels issues requests, in seconds; None: their number decides."""
+        return self.duration_s if self.over_time is None else sum(stretch.for_s for stretch in self.over_time)
+
+    @property
+    def telling_s(self) -> float | None:
+        """The interval that its levels' results are told for, in seconds; None: as a whole only."""
+        if self.interval_s is not None or self.length_s is None:
+            return self.interval_s
+        if self.over_time is None and self.length_s < LONG_S:
+            return None
+        return next((each for each in INTERVALS_S if each * MOST_INTERVALS >= self.length_s), INTERVALS_S[-1])
+
     def loads(self, trace: Trace | None = None) -> tuple[Load, ...]:
         """The loads in the order of the file, one level each. ``trace`` is this stage's, as it was read."""
+        if self.over_time is not None:
+            return (self._over(legs_of(self.over_time)),)
         if self.concurrency is not None:
-            return tuple(Closed(users) for users in self.concurrency)
+            users = (entry.rungs() if isinstance(entry, UserLadder) else (entry,) for entry in self.concurrency)
+            return tuple(Closed(number) for number in chain.from_iterable(users))
         if self.rates_per_s is not None:
-            return tuple(self._open(rate) for rate in self.rates_per_s)
+            return tuple(chain.from_iterable(self._open(rate) for rate in self.rates_per_s))
         assert trace is not None, "a stage with a trace has loads once its file has been read"
         # Where all come at once there is no rate; over a second it is a number of the right size.
         return (Open(trace.requests / max(trace.length_s, 1.0), "trace", trace=trace),)
 
-    def _open(self, rate: float | RateRamp) -> Open:
-        arrivals = self.arrivals or "poisson"
-        if not isinstance(rate, RateRamp):
-            return Open(rate, arrivals, self.burstiness)
-        ramp = Ramp(rate.from_per_s, rate.to_per_s, self.duration_s or 0.0)
-        return Open((rate.from_per_s + rate.to_per_s) / 2, arrivals, self.burstiness, ramp)
+    def _open(self, rate: float | RateRange) -> tuple[Load, ...]:
+        if isinstance(rate, RateRange) and rate.factor is None:
+            return (self._over((Leg("ramp", rate.from_per_s, rate.to_per_s, self.duration_s or 0.0),)),)
+        rates_per_s = rate.rungs() if isinstance(rate, RateRange) else (rate,)
+        return tuple(Open(per_s, self.arrivals or "poisson", self.burstiness) for per_s in rates_per_s)
+
+    def _over(self, legs: tuple[Leg, ...]) -> Load:
+        if self._kind() == "concurrency":
+            return Closed(int(max(leg.end for leg in legs)), legs)
+        requests = sum((leg.start + leg.end) / 2 * leg.over_s for leg in legs)
+        mean_per_s = requests / sum(leg.over_s for leg in legs)
+        return Open(mean_per_s, self.arrivals or "poisson", self.burstiness, legs)
