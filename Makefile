@@ -2,14 +2,15 @@
 #   make run     measure an embedded Foundry Local with a synthetic model, offline, and report
 #   make test    style, types and tests
 # And for developers: `make docs` writes what is made from the code (JSON Schemas, the README's tables), `make bench` says
-# what the client costs and how far its stamps are off, beside other clients (ARGS=--write: into bench/RESULTS.md).
+# what the client costs and how far its stamps are off, beside other clients (ARGS=--write: into bench/RESULTS.md);
+# `make bench-saturation` holds the capacity verdict and the search against servers whose truth is known, 20 times each.
 PYTHON ?= python3
 SCENARIO ?= scenarios/edge.yaml
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint docs bench clean
+.PHONY: run test lint docs bench bench-saturation clean
 
 run: $(VENV)/.run
 	$(BIN)/loadbench run $(SCENARIO) $(ARGS)
@@ -27,6 +28,9 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/bench.py $(ARGS)
+
+bench-saturation: $(VENV)/.dev
+	$(BIN)/python bench/saturation.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,8 @@ every other, but for ``batches`` streams at once, which cost no more than one.
 
 from __future__ import annotations
 
+import heapq
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ import orjson
 
 from loadbench.hdr import Hdr, HlogWriter, make_tag
 from loadbench.records import Closed, Load, Open, Sample
+from loadbench.scenario.arrivals import schedule
 
 STARTED_NS = 1_795_357_200_123_000_000  # 2026-11-22T14:20:00.123Z
 ORIGIN_NS = 5_000_000_000_000
@@ -30,7 +33,8 @@ MIB = 1 << 20
 class Planned:
     """A level of a made-up run. ``fails`` is the share of requests that fails, and how.
 
-    For its first ``cold_s`` seconds the first token takes three times as long.
+    For its first ``cold_s`` seconds the first token takes three times as long. With ``slots`` an open loop meets a
+    queue instead: so many are served at once, first come, first served, each ``served_s`` long on average.
     """
 
     load: Load
@@ -44,6 +48,9 @@ class Planned:
     outcome: str = "out_of_memory"
     token_source: str = "usage"
     rss_after: int = 130 * MIB
+    slots: int = 0
+    served_s: float = 0.5
+    served_cv: float = 0.3
 
 
 def write_run(path: Path, levels: Sequence[Planned], *, seed: int = 1, status: str = "complete", **facts: Any) -> Path:
@@ -129,6 +136,9 @@ def torn(path: Path) -> Path:
 
 
 def _samples(level: Planned, index: int, start_ns: int, end_ns: int, randomness: random.Random) -> Iterator[Sample]:
+    if isinstance(level.load, Open) and level.slots:
+        yield from _queued(level, level.load, index, start_ns, randomness)
+        return
     if isinstance(level.load, Open):
         due_ns = start_ns + randomness.expovariate(level.load.rate_per_s) * 1e9
         seq = 0
@@ -147,6 +157,23 @@ def _samples(level: Planned, index: int, start_ns: int, end_ns: int, randomness:
         ready_ns[user] = sample.done_ns or 0
         seq += 1
         yield sample
+
+
+def _queued(level: Planned, load: Open, index: int, start_ns: int, randomness: random.Random) -> Iterator[Sample]:
+    """The level's own schedule on its slots; a quarter of the time in a slot is before the first token."""
+    free_ns = [0] * level.slots
+    spread = math.sqrt(math.log1p(level.served_cv**2))
+    for seq, offset_ns in enumerate(schedule(load, level.duration_s, None, randomness.randrange(1 << 30))):
+        due_ns = start_ns + offset_ns
+        begins_ns = max(due_ns, heapq.heappop(free_ns))
+        took_ns = level.served_s * randomness.lognormvariate(-(spread**2) / 2, spread) * 1e9
+        heapq.heappush(free_ns, begins_ns + int(took_ns))
+        yield _answer(level, index, "load", seq, due_ns, 1, randomness)._replace(
+            sent_ns=due_ns + 50_000,
+            first_token_ns=begins_ns + int(took_ns / 4),
+            last_token_ns=begins_ns + int(took_ns),
+            done_ns=begins_ns + int(took_ns),
+        )
 
 
 def _answer(

@@ -15,7 +15,7 @@ from loadbench.analysis.span import span_of
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Caution, Level, Summary
 from loadbench.errors import UsageError
-from loadbench.records import Closed, Open, Ramp
+from loadbench.records import Closed, Leg, Open
 from loadbench.target.fake import serve
 from loadbench.target.fake_script import Script
 from tests import rundirs
@@ -145,12 +145,12 @@ def test_a_level_that_slows_down_inside_says_so(tmp_path: Path) -> None:
 
 
 def test_a_rate_that_changes_by_plan_has_neither_warm_up_nor_drift(tmp_path: Path) -> None:
-    ramp = Open(3.0, ramp=Ramp(1.0, 5.0, 60.0))
+    ramp = Open(3.0, legs=(Leg("ramp", 1.0, 5.0, 60.0),))
     only(tmp_path, Planned(ramp, duration_s=60.0))
     level = edit(tmp_path, "samples.jsonl", slow_down)
     assert level.warmup_trimmed_s is None
     assert not abouts(level) & {"warmup", "never_settled", "drift"}
-    assert level.latency_ms["ttft"]["response"].not_estimable == "the rate changes by plan"
+    assert level.latency_ms["ttft"]["response"].not_estimable == "the load changes by plan"
 
 
 # Chance

@@ -8,12 +8,14 @@ from pathlib import Path
 import orjson
 import pytest
 
+from loadbench.analysis.findings import Fit, Ladder, NotRun, Usl
 from loadbench.analysis.rundir import read
 from loadbench.analysis.summarise import summarise
-from loadbench.analysis.summary import Summary
-from loadbench.analysis.verdict import exit_code, of
-from loadbench.records import Closed, Open, Ramp
-from tests import rundirs
+from loadbench.analysis.summary import Road, Summary
+from loadbench.analysis.verdict import exit_code, ladders, of, why
+from loadbench.records import Closed, Leg, Open
+from loadbench.scenario.stage import Stage
+from tests import findings, rundirs
 from tests.rundirs import Planned, write_run
 
 
@@ -29,45 +31,50 @@ def scenario(**slo: object) -> dict[str, object]:
     return {"name": "edge", "warmup": {"requests": 2}, "slo": slo}
 
 
-def test_flat_throughput_is_said_to_be_flat_and_what_a_user_costs(tmp_path: Path) -> None:
+def test_the_place_the_memory_and_the_doubts_are_told(tmp_path: Path) -> None:
     said = text(rundirs.closed_ladder(tmp_path))
     assert "synthetic-edge:1 on Foundry Local 2.2.1 (AMD EPYC 7B13, 2 cores, 8 GiB)." in said
-    assert "stays at about 147 tok/s from 1 to 8 users: more users only wait longer." in said
-    assert "Each further user adds about 60 ms to the first token: p50 60.4 ms at 1 user, 481 ms at 8." in said
     assert "The service's memory: 120 MiB before, 140 MiB at its peak, 130 MiB after." in said
     assert "random weights" in said
-
-
-def test_a_batching_engine_grows_to_its_batch_and_steps_beyond(tmp_path: Path) -> None:
-    said = text(rundirs.batching_ladder(tmp_path))
-    assert "grows from 148 tok/s at 1 user to 594 at 4 and not beyond; at 8 it is 321." in said
-    assert "takes about 60 ms (p50) up to 4 users and steps up to 479 ms at 8." in said
-
-
-def test_a_ladder_that_ended_too_early_says_so(tmp_path: Path) -> None:
-    said = text(write_run(tmp_path, [Planned(Closed(users), batches=64) for users in (1, 2, 4)]))
-    assert "still grows at 4 users, the most that was tried" in said
-    assert "The first token stays at about 60 ms (p50) up to 4 users." in said
 
 
 def test_the_slo_is_said_to_hold_up_to_where_it_holds(tmp_path: Path) -> None:
     levels = [Planned(Closed(users), duration_s=40.0) for users in (1, 4, 8)]
     summary = told(write_run(tmp_path, levels, scenario=scenario(ttft={"p95": "300ms"})))
-    assert "The SLO holds at 1 and 4 users and is missed at 8 users (TTFT p95 is " in summary.verdict.text
+    assert "The SLO holds up to 4 users and is missed at 8 users (TTFT p95 is " in summary.verdict.text
     assert summary.verdict.slo == "fail"
+
+
+def test_a_level_beyond_capacity_misses_the_slo_without_a_latency(tmp_path: Path) -> None:
+    summary = told(rundirs.open_loop(tmp_path))
+    levels = [findings.judged(summary.levels[0], "pass"), findings.judged(findings.over(summary.levels[1]), "fail")]
+    said = of(findings.with_levels(summary, levels)).text
+    assert "is missed at 3/s poisson (over capacity; TTFT p95)." in said
+    assert "600 ms" not in said
+
+
+def test_loads_of_one_sort_are_named_together(tmp_path: Path) -> None:
+    planned = [Planned(Open(rate), duration_s=20.0) for rate in (1.0, 2.0, 3.0, 4.0)]
+    summary = told(write_run(tmp_path, [Planned(Closed(1), duration_s=20.0), *planned]))
+    results = ("pass", "pass", "fail", "undecided", "fail")
+    levels = [findings.judged(level, result) for level, result in zip(summary.levels, results, strict=True)]
+    said = of(findings.with_levels(summary, levels)).text
+    assert "The SLO holds at 1 user and at 1/s poisson, is missed at 2 and 4/s poisson (" in said
+    assert "is undecided at 3/s poisson (" in said
 
 
 def test_an_slo_on_too_few_samples_is_undecided(tmp_path: Path) -> None:
     summary = told(rundirs.closed_ladder(tmp_path, scenario=scenario(ttft={"p95": "10s"})))
-    assert "is undecided at 1, 2, 4 and 8 users (TTFT p95: 70 samples; p95 is firm from 130)" in summary.verdict.text
+    assert "is undecided from 1 to 8 users (TTFT p95: 70 samples; p95 is firm from 130)" in summary.verdict.text
     assert summary.verdict.slo == "undecided"
 
 
-def test_few_requests_give_no_throughput_and_no_slope(tmp_path: Path) -> None:
-    said = text(write_run(tmp_path, [Planned(Closed(users), duration_s=1.0) for users in (1, 2, 3)]))
-    assert "Too few requests succeeded to speak of throughput" in said
-    assert "tok/s" not in said
-    assert "further user" not in said
+def test_few_requests_give_no_throughput_and_no_nature(tmp_path: Path) -> None:
+    one = text(write_run(tmp_path / "one", [Planned(Closed(1), duration_s=1.0)]))
+    several = text(write_run(tmp_path / "several", [Planned(Closed(n), duration_s=1.0) for n in (1, 2, 3)]))
+    assert "Too few requests succeeded to speak of throughput" in one
+    assert "What it carries is undecided: " in several
+    assert "tok/s" not in one + several
 
 
 def test_open_loop_is_told_from_when_requests_were_due(tmp_path: Path) -> None:
@@ -141,19 +148,6 @@ def test_a_model_that_could_not_be_served_exits_3(tmp_path: Path) -> None:
     assert exit_code(replace(summary, models=(*summary.models, failed))) == 3
 
 
-def test_throughput_without_an_order_is_not_called_a_trend(tmp_path: Path) -> None:
-    levels = [Planned(Closed(1), batches=2), Planned(Closed(2)), Planned(Closed(3), batches=2), Planned(Closed(4))]
-    summary = told(write_run(tmp_path, levels))
-    shuffled = tuple(
-        replace(level, throughput=level.throughput | {"output_tokens_per_s": rate})
-        for level, rate in zip(summary.levels, (116.0, 91.0, 71.0, 121.0), strict=True)
-    )
-    assert (
-        "does not grow with users: 71 to 121 tok/s between 1 and 4 users, in no order."
-        in of(replace(summary, levels=shuffled)).text
-    )
-
-
 @pytest.mark.parametrize(
     ("status", "said"),
     [
@@ -172,19 +166,266 @@ def test_how_a_run_ended_is_said_in_a_sentence(status: str, said: str, tmp_path:
 def test_a_level_that_was_cut_short_is_no_throughput(tmp_path: Path) -> None:
     summary = told(rundirs.torn(tmp_path))
     whole, cut = summary.levels
-    assert "tok/s at 1 user." in summary.verdict.text
+    assert "tok/s at 1 user, the first token after " in summary.verdict.text
     assert "2 users: more users" not in summary.verdict.text
     assert "No level ended as planned" in of(replace(summary, levels=(cut,))).text
     assert "No level ended as planned" not in of(replace(summary, levels=(whole,))).text
 
 
 def test_schedules_are_called_what_they_are(tmp_path: Path) -> None:
-    ramp = Open(3.0, ramp=Ramp(1.0, 5.0, 30.0))
+    ramp = Open(3.0, legs=(Leg("ramp", 1.0, 5.0, 30.0),))
     levels = [Planned(ramp, duration_s=30.0), Planned(Open(3.0, "gamma", 0.5), duration_s=30.0)]
     summary = told(write_run(tmp_path, levels))
-    assert "At 1→5/s ramp the first token" in summary.verdict.text
+    assert "At 1→5/s the first token" in summary.verdict.text
     assert "At 3/s gamma 0.5 the first token" in summary.verdict.text
     assert [level.cautions[0].place.removeprefix("synthetic-edge:1 at ") for level in summary.levels] == [
-        "1→5/s ramp",
+        "1→5/s",
         "3/s gamma 0.5",
     ]
+
+
+# What a model carries
+
+
+@pytest.fixture
+def ladder(tmp_path: Path) -> Summary:
+    """1, 2, 4 and 8 users, without anything that several levels say together."""
+    return replace(told(rundirs.closed_ladder(tmp_path)), capacity=(), searches=(), phases=())
+
+
+def says(summary: Summary, **more: object) -> str:
+    return of(replace(summary, **more)).text  # type: ignore[arg-type]
+
+
+FLAT = {1: 154.0, 2: 144.0, 4: 143.0, 8: 141.0}
+BATCHED = {1: 166.0, 2: 300.0, 4: 444.0, 8: 440.0}
+
+
+def test_sharing_the_processor_is_told_with_where_it_ends_and_what_company_costs(ladder: Summary) -> None:
+    found = findings.capacity(
+        FLAT, "shares_the_processor", estimates=(findings.estimate("knee", 1.0), findings.estimate("asymptotic", 1.04))
+    )
+    assert (
+        "It shares the processor: throughput stays at about 144 tok/s from 1 to 8 users, so capacity is reached at"
+        " 1 user (N* = 1); each further user only makes all slower (first token 60.4 ms → 481 ms)."
+    ) in says(ladder, capacity=(found,))
+
+
+def test_batching_is_told_with_its_gain_and_where_the_queue_begins(ladder: Summary) -> None:
+    said = says(ladder, capacity=(findings.capacity(BATCHED, "batches", up_to=4),))
+    assert "It batches up to 4: throughput grows 2.7-fold from 166 tok/s at 1 user to 444 at 4 and not beyond" in said
+    assert "; from 4 on further users queue (first token 239 ms → 481 ms)." in said
+
+
+def test_one_at_a_time_and_in_turns_are_told_apart(ladder: Summary) -> None:
+    assert "It serves one at a time: " in says(ladder, capacity=(findings.capacity(FLAT, "serves_one_at_a_time"),))
+    in_turns = says(ladder, capacity=(findings.capacity(FLAT, "shares_in_turns", up_to=4),))
+    assert "It works on 4 at a time, which share the processor: " in in_turns
+    assert "; from 4 on further users queue (" in in_turns
+
+
+def test_what_is_not_saturated_says_how_much_the_last_step_gained_and_what_to_do(ladder: Summary) -> None:
+    rising = findings.capacity({1: 100.0, 2: 190.0, 4: 308.0}, "scales", saturated=False, last_gain=0.62)
+    climbing = (Ladder(0, ("gain",)),)
+    assert "Not saturated: the last doubling still gained 62%: raise `to`." in says(
+        ladder, capacity=(rising,), ladders=climbing
+    )
+    assert "gained 62%: try more users." in says(ladder, capacity=(rising,))
+    assert "queue in the app" not in says(ladder, capacity=(rising,))
+
+
+def test_an_undecided_nature_gives_its_reason_and_no_advice(ladder: Summary) -> None:
+    said = says(ladder, capacity=(findings.capacity(FLAT, None, because="two levels are not firm"),))
+    assert "how it takes several at once is undecided: two levels are not firm." in said
+    assert "queue in the app" not in said
+
+
+def test_levels_of_few_requests_are_left_out_of_the_throughput_that_is_told(ladder: Summary) -> None:
+    points = (*findings.capacity({1: 150.0, 2: 148.0}, None).points, findings.point(3, 8.0, 999.0, firm=False))
+    said = says(ladder, capacity=(findings.capacity(FLAT, "shares_the_processor", points=points),))
+    assert "999" not in said
+    assert "from 1 to 2 users" in said
+
+
+def test_falling_past_the_peak_is_told(ladder: Summary) -> None:
+    found = findings.capacity({1: 100.0, 2: 200.0, 4: 122.0}, "batches", up_to=2, falls_to=0.61)
+    assert "Past its peak it degrades: at 4 users throughput is 61% of the best." in says(ladder, capacity=(found,))
+
+
+def test_estimators_that_disagree_are_shown_each_with_its_number(ladder: Summary) -> None:
+    apart = (findings.estimate("asymptotic", 2.7), findings.estimate("knee", 8.0), findings.estimate("usl_peak", None))
+    near = (findings.estimate("asymptotic", 2.7), findings.estimate("knee", 4.0))
+    said = says(ladder, capacity=(findings.capacity(BATCHED, "batches", up_to=4, estimates=apart),))
+    assert "The estimators disagree: N* by the asymptotic bound is 2.7 and the knee measured is 8." in said
+    assert "disagree" not in says(ladder, capacity=(findings.capacity(BATCHED, "batches", up_to=4, estimates=near),))
+
+
+def test_the_scalability_law_is_told_only_where_it_was_fitted(ladder: Summary) -> None:
+    law = Usl(100.0, 0.04, (0.03, 0.05), 0.002, (0.001, 0.003), (0, 1, 2, 3))
+    plain = findings.capacity(BATCHED, "batches", up_to=4)
+    said = says(ladder, capacity=(replace(plain, usl=law, estimates=(findings.estimate("usl_peak", 21.9),)),))
+    assert "contention 0.04 (0.03 to 0.05), coherency 0.002, its peak at 22 users." in said
+    assert "Universal" not in says(ladder, capacity=(plain,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "nature", "said"),
+    [
+        ("foundry-2", "shares_the_processor", "`engine.dynamic_batching` in its genai_config.json"),
+        ("foundry-2", "batches", "raise `max_batch_size`"),
+        ("foundry-0.8", "serves_one_at_a_time", "or move to 2.x"),
+        ("ollama", "batches", "OLLAMA_NUM_PARALLEL"),
+        ("llama.cpp", "batches", "--parallel"),
+        ("vllm", "batches", "--max-num-seqs"),
+        ("openai", "batches", "the server's own setting"),
+    ],
+)
+def test_the_advice_is_for_the_target_at_hand(ladder: Summary, kind: str, nature: str, said: str) -> None:
+    found = findings.capacity(BATCHED, nature, up_to=4)
+    assert said in says(ladder, capacity=(found,), endpoint=ladder.endpoint | {"kind": kind})
+
+
+def test_a_rate_that_is_kept_up_with_and_one_that_is_not(tmp_path: Path) -> None:
+    summary = told(rundirs.open_loop(tmp_path))
+    kept = replace(summary.levels[0], road=Road("steady", "in flight stayed"))
+    over = replace(findings.over(summary.levels[1]), throughput=summary.levels[1].throughput | {"requests_per_s": 2.3})
+    said = of(findings.with_levels(summary, (kept, over))).text
+    assert "It keeps up with 2/s poisson and is over capacity at 3/s poisson, where it gives 2.3/s." in said
+    assert "At 3/s poisson more came than went from 12 s on, so its latencies only say how long the level was." in said
+    assert "At 2/s poisson the first token comes " in said
+    assert "At 3/s poisson the first token comes " not in said
+
+
+def test_of_many_rates_only_the_highest_that_holds_has_its_latency_told(tmp_path: Path) -> None:
+    made = told(write_run(tmp_path, [Planned(Open(rate), duration_s=20.0) for rate in (1.0, 2.0, 3.0, 4.0)]))
+    road = Road("steady", "in flight stayed")
+    said = of(findings.with_levels(made, [replace(level, road=road) for level in made.levels])).text
+    assert said.count("after it was due") == 1
+    assert "At 4/s poisson the first token comes " in said
+
+
+def test_results_by_interval_are_told_with_where_they_were_highest(tmp_path: Path) -> None:
+    summary = told(rundirs.open_loop(tmp_path))
+    parts = tuple(findings.interval(number, p95) for number, p95 in enumerate((80.0, 90.0, 400.0, 85.0)))
+    level = replace(summary.levels[0], intervals=parts)
+    lies = "first token's p95 of an interval lies between 80 ms and 400 ms, highest 20 s after the level's start."
+    assert lies in of(findings.with_levels(summary, (level,))).text
+    assert "of an interval" not in of(findings.with_levels(summary, (findings.over(level),))).text
+
+
+def test_prefill_and_decode_are_told_apart(ladder: Summary) -> None:
+    said = says(ladder, phases=(findings.phases(),))
+    assert "Reading the prompt goes at 1,450 tokens/s (1,250 to 1,667) plus 12 ms; " in said
+    assert "each further user adds 4.1 ms (±0.2 ms) to every token." in said
+    untold = Fit(None, None, None, 20, (0,), "prompts hardly differ")
+    neither = findings.phases(prefill=untold, prefill_tokens_per_s=None, decode=replace(untold, slope_ms=None))
+    assert "prompt" not in says(ladder, phases=(neither,))
+
+
+def test_a_ladder_that_ended_early_says_after_what_why_and_without_what(ladder: Summary) -> None:
+    left = NotRun(findings.MODEL, 0, 3, "gain", "throughput gained under 5% twice", ("16 users", "32 users"))
+    said = says(ladder, not_run=(left,))
+    assert "The ladder ended after 8 users (throughput gained under 5% twice); not run: 16 and 32 users." in said
+
+
+# The search
+
+
+def test_the_answer_of_a_search_comes_first_with_what_confirmed_it(ladder: Summary) -> None:
+    found = findings.search("confirmed", answer=2.0, passed=2.0, failed=4.0, because="confirmed by level 1: TTFT")
+    said = says(ladder, searches=(found,), capacity=(findings.capacity(FLAT, "shares_the_processor"),))
+    answer = (
+        "The most users within the SLO: 2, confirmed by level 1: TTFT; it is missed at 4 users (TTFT p95 of level 2)."
+    )
+    assert answer in said
+    assert said.index(answer) < said.index("It shares the processor")
+
+
+def test_a_search_without_an_answer_says_why(ladder: Summary) -> None:
+    undecided = says(
+        ladder, searches=(findings.search("undecided", because="cut short", odd=("2 failed and 4 passed",)),)
+    )
+    assert "The most users within the SLO: undecided, cut short." in undecided
+    assert "More load did better in places: 2 failed and 4 passed." in undecided
+    rate = replace(findings.search("undecided"), unit="1/s")
+    assert "The highest rate within the SLO: undecided" in says(ladder, searches=(rate,))
+    assert "No load keeps the SLO: so it went." in says(ladder, searches=(findings.search("none"),))
+    assert "Raise the stage's highest load" in says(ladder, searches=(findings.search("unbounded"),))
+
+
+def as_probes(summary: Summary) -> Summary:
+    return findings.with_levels(
+        summary, [replace(findings.judged(level, "fail"), purpose="probe") for level in summary.levels]
+    )
+
+
+def code_of(summary: Summary) -> int:
+    return exit_code(replace(summary, verdict=of(summary)))
+
+
+@pytest.mark.parametrize(("result", "code"), [("confirmed", 0), ("unbounded", 0), ("none", 99), ("undecided", 94)])
+def test_of_a_search_its_result_decides_the_exit_code_and_not_its_probes(
+    ladder: Summary, result: str, code: int
+) -> None:
+    searched = replace(as_probes(ladder), searches=(findings.search(result),))
+    assert code_of(searched) == code
+    if code:
+        assert "so it went" in why(replace(searched, verdict=of(searched)), code)
+    assert "The SLO " not in of(searched).text.replace("The SLO holds wherever", "")
+
+
+def test_a_probe_that_failed_may_have_no_answers_and_one_that_passed_may_not(ladder: Summary) -> None:
+    searched = replace(as_probes(ladder), searches=(findings.search("confirmed", answer=2.0),))
+
+    def without_answers(index: int) -> Summary:
+        empty = replace(searched.levels[index].requests, ok=0)
+        levels = [replace(x, requests=empty) if x.index == index else x for x in searched.levels]
+        return findings.with_levels(searched, levels)
+
+    assert code_of(without_answers(2)) == 0
+    assert code_of(without_answers(1)) == 94
+
+
+# Ladders and the exit code
+
+
+def climbing(summary: Summary, results: tuple[str, ...], *rules: str) -> Summary:
+    levels = [findings.judged(level, result) for level, result in zip(summary.levels, results, strict=True)]
+    return findings.with_levels(summary, levels, ladders=(Ladder(0, rules),))
+
+
+def test_a_ladder_that_the_slo_ends_fails_only_by_its_lowest_rung(ladder: Summary) -> None:
+    assert code_of(climbing(ladder, ("pass", "pass", "fail", "fail"), "slo")) == 0
+    assert code_of(climbing(ladder, ("fail", "pass", "pass", "pass"), "slo")) == 99
+    assert code_of(climbing(ladder, ("pass", "pass", "pass", "fail"), "gain")) == 99  # its loads are to be held
+    said = of(climbing(ladder, ("pass", "pass", "fail", "fail"), "slo")).text
+    assert "The SLO holds up to 2 users and is missed from 4 users on (TTFT p95 is 600 ms, the limit 300 ms)." in said
+
+
+def test_a_rung_where_errors_end_the_ladder_does_not_make_the_run_invalid(ladder: Summary) -> None:
+    rejecting = [replace(x, requests=replace(x.requests, ok=x.requests.attempted // 4)) for x in ladder.levels[-1:]]
+    broken = findings.with_levels(ladder, [*ladder.levels[:-1], *rejecting])
+    assert code_of(broken) == 94
+    assert code_of(replace(broken, ladders=(Ladder(0, ("error_rate",)),))) == 0
+    assert code_of(findings.with_levels(broken, rejecting, ladders=(Ladder(0, ("error_rate",)),))) == 94
+
+
+def test_which_stages_are_ladders_is_read_from_the_scenario_as_it_is_saved() -> None:
+    climbs = {"concurrency": {"from": 1, "to": 8, "factor": 2}, "stop": {"gain": None}}
+    stages = [
+        Stage.model_validate(stage).model_dump(mode="json", by_alias=True) for stage in ({"concurrency": 4}, climbs)
+    ]
+    (with_slo,) = ladders({"stages": stages, "slo": {"ttft": {"p95": "2s"}}})
+    (without,) = ladders({"stages": stages})
+    assert (with_slo.stage, without.stage) == (1, 1)
+    assert {"slo", "error_rate", "degraded"} <= set(with_slo.rules)
+    assert "gain" not in with_slo.rules
+    assert "slo" not in without.rules
+
+
+def test_the_line_about_an_exit_code_names_what_failed(ladder: Summary) -> None:
+    missed = climbing(ladder, ("pass", "pass", "pass", "fail"), "gain")
+    assert why(replace(missed, verdict=of(missed)), 99) == "SLO missed: ttft.p95 at level 3"
+    reason = replace(ladder, status="target_died", reason="it was killed")
+    assert why(reason, 93) == "target died: it was killed"
+    assert "0 of 285 requests failed (none failed, a gate had too few)" in why(ladder, 94)

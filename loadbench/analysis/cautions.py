@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from loadbench.analysis.metrics import LATENCIES
+from loadbench.analysis.road import is_over
 from loadbench.analysis.rundir import RunData
 from loadbench.analysis.span import Span, headline_of
 from loadbench.analysis.stats import FLOORS, NS_PER_MS, Distribution
 from loadbench.analysis.steady import FIRST_BINS, drift
-from loadbench.analysis.summary import Caution, Client, ClosedLoad, Latencies, Level, Summary
+from loadbench.analysis.summary import Caution, Client, ClosedLoad, Latencies, Level, Road, Summary
 from loadbench.outcomes import OUTCOMES
 from loadbench.records import load_title
 
@@ -23,6 +24,7 @@ LAW_SHARE = 0.01
 LAW_MS = 1.0  # a request is in flight some 0.3 ms longer than its stamps say: a turn of an idle loop at either end
 BESIDE_SHARE = 0.10  # of all cores: what we take from a target on the same machine
 STEAL_SHARE = 0.02
+OTHERS_SHARE = 0.1  # of all cores: what a level lost to that is more than its own scatter
 ASKED_SHARE = 0.99
 REACHED_SHARE = 0.95
 STATUS = {
@@ -179,15 +181,25 @@ def _steady(level: Level, span: Span) -> Found:
     metric, values_ns = headline_of(span.samples, span.ok, span.headline)
     settled = span.beginning is None or span.beginning.cut is not None
     found = drift(values_ns[span.inside & ~np.isnan(values_ns)])
-    if found and settled and not span.changes:
+    if level.road is not None and is_over(level.road):
+        yield _over(level.road)
+    elif found and settled and not span.changes:
         before, after = f"{found.first / NS_PER_MS:.1f} ms", f"{found.last / NS_PER_MS:.1f} ms"
         reason = f"{LATENCIES[metric].title} p50 went from {before} in the first third to {after} in the last"
         yield "drift", reason, "no percentile describes both: find out what changed, or run it longer"
-    if isinstance(level.load, ClosedLoad) and level.concurrency_reached is not None:
+    if isinstance(level.load, ClosedLoad) and not level.load.legs and level.concurrency_reached is not None:
         users = level.load.concurrency
         if level.concurrency_reached < REACHED_SHARE * users:
             reason = f"{level.concurrency_reached:,.1f} of {users:,} users had a request in flight on average"
             yield "concurrency_missed", reason, "make the level longer, or see why users waited"
+
+
+def _over(road: Road) -> tuple[str, str, str]:
+    left_s, left_at = road.left_s or 0.0, road.left_at or 0.0
+    since = f"from {left_s:.0f} s on" if left_s >= 0.5 else "from its start on"
+    reason = f"more came than could be served {since}, at {left_at:.3g}/s: latencies tell how long the level was"
+    reason += f" ({road.because})"
+    return "over_capacity", reason, "lower the rate; what it shows is the throughput at its most"
 
 
 def _ours(level: Level, run: RunData, span: Span) -> Found:
@@ -199,6 +211,9 @@ def _ours(level: Level, run: RunData, span: Span) -> Found:
     if client.cpu_share and cores and run.facts["endpoint"].get("local") and client.cpu_share > BESIDE_SHARE * cores:
         reason = f"our process used {client.cpu_share:.0%} of a core on the target's own machine of {cores}"
         yield "shared_machine", reason, "send the load from another machine to know what this one can do alone"
+    if client.others_share is not None and client.others_share > OTHERS_SHARE:
+        reason = f"other programs used {client.others_share:.0%} of this machine's CPU"
+        yield "busy_machine", reason, "close them and repeat the level: they slow the client or the target down"
     if client.steal_share is not None and client.steal_share > STEAL_SHARE:
         reason = f"the hypervisor gave {client.steal_share:.0%} of the CPU time to others"
         yield "stolen_cpu", reason, "repeat the level, on a quieter machine if you can"
@@ -256,7 +271,8 @@ def _whole(summary: Summary, run: RunData) -> Found:
             f"{STATUS[summary.status]}{why}",
             "repeat it: the command is in the report",
         )
-    missing = summary.levels_planned - len(summary.levels)
+    left_out = sum(len(left.loads) for left in summary.not_run)  # by a rule, which is told as what it is
+    missing = summary.levels_planned - len(summary.levels) - left_out
     if missing > 0:
         yield "not_run", f"{missing} of {summary.levels_planned} planned levels were not run", "repeat the run"
     for model in summary.models:

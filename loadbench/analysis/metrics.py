@@ -65,6 +65,12 @@ class Window:
         done_ns = self.samples.done_ns[mask]
         return int(np.count_nonzero((done_ns >= self.start_ns) & (done_ns <= self.end_ns)))
 
+    def in_flight(self) -> float | None:
+        """The time-weighted mean of requests in flight."""
+        done_ns = np.where(np.isnan(self.samples.done_ns), self.end_ns, self.samples.done_ns)
+        inside_ns = np.minimum(done_ns, self.end_ns) - np.maximum(self.samples.sent_ns, self.start_ns)
+        return self.per_s(float(np.nansum(np.maximum(inside_ns, 0.0))) / 1e9)
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -191,20 +197,6 @@ RATES: dict[str, Rate] = {
             lambda window: window.per_s(window.done_inside(window.ok)),
         ),
         Rate(
-            "output_tokens_per_s",
-            "Output tok/s",
-            "tok/s",
-            "Tokens that arrived inside the level's window ÷ its length, all requests together.",
-            lambda window: window.per_s(_tokens_inside(window)),
-        ),
-        Rate(
-            "output_tokens_per_s_per_user",
-            "tok/s per user",
-            "tok/s",
-            "What one user sees once the answer has begun: 1 / TPOT p50.",
-            _per_user,
-        ),
-        Rate(
             "goodput_per_s",
             "Goodput/s",
             "1/s",
@@ -217,6 +209,20 @@ RATES: dict[str, Rate] = {
             "share",
             "Requests that succeeded within every latency limit of the SLO ÷ requests attempted.",
             _goodput_share,
+        ),
+        Rate(
+            "output_tokens_per_s",
+            "Output tok/s",
+            "tok/s",
+            "Tokens that arrived inside the level's window ÷ its length, all requests together.",
+            lambda window: window.per_s(_tokens_inside(window)),
+        ),
+        Rate(
+            "output_tokens_per_s_per_user",
+            "tok/s per user",
+            "tok/s",
+            "What one user sees once the answer has begun: 1 / TPOT p50.",
+            _per_user,
         ),
         Rate(
             "stalled_share",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from loadbench.analysis.findings import Result
 from loadbench.analysis.metrics import LATENCIES, Series
+from loadbench.analysis.road import FALLS, GROWS, is_over
 from loadbench.analysis.rundir import Mask, Samples
 from loadbench.analysis.stats import FLOORS, LEASTS, NS_PER_MS
-from loadbench.analysis.summary import Latencies, Requests, Result, SloClause
+from loadbench.analysis.summary import Latencies, Requests, Road, SloClause
 from loadbench.scenario.schema import Slo
 
 
@@ -33,9 +37,17 @@ def good(slo: Slo, samples: Samples, ok: Mask, headline: Series) -> Mask:
 
 
 def judge(
-    slo: Slo, requests: Requests, latency_ms: Latencies, goodput_share: float | None, headline: Series
+    slo: Slo,
+    requests: Requests,
+    latency_ms: Latencies,
+    goodput_share: float | None,
+    headline: Series,
+    road: Road | None,
 ) -> tuple[SloClause, ...]:
-    """Every clause of the SLO on one level."""
+    """Every clause of the SLO on one level.
+
+    Over capacity latencies grow with the length of the level: a longer one would break the limit that this one kept.
+    """
     clauses = [
         _latency(metric, percentile, limit_s * 1e3, latency_ms, headline)
         for metric, percentile, limit_s in slo.limits()
@@ -46,7 +58,14 @@ def judge(
         clauses.append(_share("error_rate", slo.error_rate, failed, attempted, at_most=True))
     if slo.goodput is not None:
         clauses.append(_share("goodput", slo.goodput, goodput_share, attempted, at_most=False))
-    return tuple(clauses)
+    if not is_over(road):
+        return tuple(clauses)
+    return tuple(
+        replace(clause, result="undecided", because=GROWS if clause.unit == "ms" else FALLS)
+        if clause.result == "pass" and clause.clause != "error_rate"
+        else clause
+        for clause in clauses
+    )
 
 
 def _latency(metric: str, percentile: str, limit_ms: float, latency_ms: Latencies, headline: Series) -> SloClause:

@@ -20,8 +20,8 @@ from loadbench.analysis.steady import LEAST_BINS, Beginning, beginning, per_seco
 class Span:
     """A level's requests of the load phase, in the order in which they were due, and the time that counts.
 
-    ``trimmed_s`` is what was left out at its beginning, None where that cannot be judged; ``beginning`` says how the
-    level began where it did not begin as it went on.
+    ``trimmed_s`` is what was left out at its beginning, None where nothing settles or that cannot be judged;
+    ``beginning`` says how the level began where it did not begin as it went on.
     """
 
     events: LevelEvents
@@ -36,8 +36,8 @@ class Span:
 
     @property
     def changes(self) -> bool:
-        """Whether the rate changes by plan, so that there is no steady state to wait for."""
-        return bool(self.plan["load"].get("ramp") or self.plan["load"].get("trace"))
+        """Whether the load changes by plan, so that there is no steady state to wait for."""
+        return bool(self.plan["load"].get("legs") or self.plan["load"].get("trace"))
 
     @property
     def since_ns(self) -> float:
@@ -54,6 +54,11 @@ class Span:
     def counted(self) -> Samples:
         """The samples that count."""
         return self.samples.take(self.inside) if self.trimmed_s else self.samples
+
+    def unsettled(self) -> Span:
+        """The same of a level that was over capacity: it has no warm-up but only grows, until it stops issuing."""
+        end_ns = self.end_ns if self.events.issue_end_ns is None else self.events.issue_end_ns
+        return replace(self, start_ns=self.events.start_ns, end_ns=end_ns, trimmed_s=None, beginning=None)
 
 
 def span_of(run: RunData, events: LevelEvents) -> Span:

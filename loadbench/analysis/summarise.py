@@ -1,23 +1,29 @@
 """Makes the Summary of a run from its directory's columns and events: the order of things, level by level.
 
 What a number means is in ``metrics``, which requests count in ``span``, how sure it is in ``stats`` and ``interval``;
-doubts are in ``cautions``, words in ``verdict``.
+whether a level stayed on the ``road``, what it was ``intervals`` by intervals; what several levels say together in
+``saturation``, ``search`` and ``phases``; doubts are in ``cautions``, words in ``verdict``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from loadbench.analysis import cautions, slo, verdict
+from loadbench.analysis import cautions, saturation, search, slo, verdict
+from loadbench.analysis.findings import NotRun, Search
 from loadbench.analysis.interval import MOST_LOAD, queue_needs
+from loadbench.analysis.intervals import intervals_of
 from loadbench.analysis.measured import Measured
 from loadbench.analysis.metrics import RATES, Window
-from loadbench.analysis.rundir import LevelEvents, RunData, read_gaps
+from loadbench.analysis.phases import phases
+from loadbench.analysis.road import GROWS, is_over, road_of
+from loadbench.analysis.rundir import LevelEvents, RunData, read, read_gaps
 from loadbench.analysis.span import Span, littles_law_error, span_of
 from loadbench.analysis.stats import FLOORS, NS_PER_MS
 from loadbench.analysis.summary import (
@@ -29,6 +35,7 @@ from loadbench.analysis.summary import (
     Level,
     Model,
     OpenLoad,
+    Road,
     Rss,
     ShapedLoad,
     Summary,
@@ -37,21 +44,14 @@ from loadbench.analysis.summary import (
 )
 from loadbench.errors import UsageError
 from loadbench.hdr import Hdr
-from loadbench.records import Open
+from loadbench.records import Closed, Open, load_from_json, load_title
 from loadbench.scenario.schema import Slo
 
 
 def summarise(run: RunData) -> Summary:
     """Everything that is told about a run."""
     facts = run.facts
-    objective = _slo(run)
-    spans = [span_of(run, events) for events in run.levels]
-    gaps = read_gaps(run, {span.events.index: span.since_ns for span in spans})
-    best = _best_rates(spans)
-    levels = tuple(
-        _level(run, span, gaps[span.events.index], _no_interval(span, best[span.plan["model"]]), objective)
-        for span in spans
-    )
+    spans, levels = _levels(run)
     end = facts["anchors"]["end"]
     end_ns = end["monotonic_ns"] - facts["anchors"]["start"]["monotonic_ns"] if end else _last_ns(run)
     summary = Summary(
@@ -70,9 +70,55 @@ def summarise(run: RunData) -> Summary:
         levels_planned=len(facts["levels"]),
         levels=levels,
         cautions=(),
+        capacity=saturation.capacities(spans, levels),
+        searches=_searches(facts, levels),
+        phases=phases(spans),
+        not_run=tuple(_not_run(facts, left) for left in facts.get("not_run") or ()),
+        ladders=verdict.ladders(facts["scenario"]),
     )
     summary = replace(summary, cautions=cautions.of_run(summary, run))
     return replace(summary, verdict=verdict.of(summary))
+
+
+def so_far(folder: Path) -> tuple[Level, ...]:
+    """The levels of a run that have ended, while it goes on; its files are open, its shards not merged."""
+    run = read(folder)
+    return _levels(replace(run, levels=tuple(events for events in run.levels if events.end)))[1]
+
+
+def _levels(run: RunData) -> tuple[Sequence[Span], tuple[Level, ...]]:
+    """What counts of every level that was started, and what is told about it."""
+    objective = _slo(run)
+    settled = [span_of(run, events) for events in run.levels]
+    roads = [road_of(span) for span in settled]
+    spans = [span.unsettled() if is_over(road) else span for span, road in zip(settled, roads, strict=True)]
+    gaps = read_gaps(run, {span.events.index: span.since_ns for span in spans})
+    best = _best_rates(spans)
+    levels = tuple(
+        _level(run, span, road, gaps[span.events.index], _no_interval(span, road, best[span.plan["model"]]), objective)
+        for span, road in zip(spans, roads, strict=True)
+    )
+    return spans, levels
+
+
+def _searches(facts: dict[str, Any], levels: Sequence[Level]) -> tuple[Search, ...]:
+    """What the search for the largest load found, model by model."""
+    if not facts.get("find"):
+        return ()
+    bounds, found = search.Bounds(**facts["find"]), []
+    for model in dict.fromkeys(level.model for level in levels):
+        probes = [
+            search.probe_of(level, level.purpose)
+            for level in levels
+            if level.model == model and level.purpose != "level"
+        ]
+        found.append(search.conclude(bounds, model, probes, search.next_step(bounds, probes) is None))
+    return tuple(found)
+
+
+def _not_run(facts: dict[str, Any], left: dict[str, Any]) -> NotRun:
+    loads = (load_title(load_from_json(facts["levels"][index]["load"])) for index in left["levels"])
+    return NotRun(left["model"], left["stage"], left["after_level"], left["rule"], left["because"], tuple(loads))
 
 
 def _slo(run: RunData) -> Slo | None:
@@ -121,13 +167,15 @@ def _best_rates(spans: Sequence[Span]) -> dict[str, float]:
     return best
 
 
-def _no_interval(span: Span, best_per_s: float) -> str | None:
+def _no_interval(span: Span, road: Road | None, best_per_s: float) -> str | None:
     """Why this level allows no confidence intervals; None: nothing that is known beforehand forbids them."""
     window = _window(span)
+    if is_over(road):
+        return GROWS
     if span.beginning is not None and not span.trimmed_s:
         return "the level was not steady"
     if span.changes:
-        return "the rate changes by plan"
+        return "the load changes by plan"
     if span.plan["load"]["kind"] == "closed":
         return None
     asked_per_s = window.per_s(int(np.count_nonzero(window.inside)))
@@ -141,7 +189,9 @@ def _no_interval(span: Span, best_per_s: float) -> str | None:
     return f"{asked}, where an interval takes {needed:,} requests; these are {n:,}" if n < needed else None
 
 
-def _level(run: RunData, span: Span, gaps: dict[str, Hdr], no_interval: str | None, objective: Slo | None) -> Level:
+def _level(
+    run: RunData, span: Span, road: Road | None, gaps: dict[str, Hdr], no_interval: str | None, objective: Slo | None
+) -> Level:
     plan, events, window = span.plan, span.events, _window(span)
     everything = Measured.of(span.samples)
     latency_ms = Measured.of(span.counted).latencies(Hdr.sum_of(gaps.values()), no_interval)
@@ -164,7 +214,7 @@ def _level(run: RunData, span: Span, gaps: dict[str, Hdr], no_interval: str | No
         warmup_trimmed_s=span.trimmed_s,
         requests=requests,
         throughput=throughput,
-        concurrency_reached=_in_flight(window),
+        concurrency_reached=window.in_flight(),
         issued_per_s=issued_per_s,
         littles_law_error=littles_law_error(span),
         latency_ms=latency_ms,
@@ -172,8 +222,13 @@ def _level(run: RunData, span: Span, gaps: dict[str, Hdr], no_interval: str | No
         by_kind=_by_kind(span, gaps),
         client=_client(run, span, latency_ms, throughput, issued_per_s),
         target=_target(events),
-        slo=slo.judge(objective, requests, latency_ms, throughput["goodput_share"], span.headline) if objective else (),
+        slo=slo.judge(objective, requests, latency_ms, throughput["goodput_share"], span.headline, road)
+        if objective
+        else (),
         cautions=(),
+        purpose=plan.get("purpose", "level"),
+        road=road,
+        intervals=intervals_of(span, plan, objective),
     )
     clipped = sum(hdr.clipped for hdr in gaps.values())
     return replace(level, cautions=cautions.of_level(level, run, span, clipped))
@@ -181,19 +236,12 @@ def _level(run: RunData, span: Span, gaps: dict[str, Hdr], no_interval: str | No
 
 def _load(load: dict[str, Any]) -> ClosedLoad | OpenLoad:
     if load["kind"] == "closed":
-        return ClosedLoad(load["concurrency"])
+        closed = Closed.from_json(load)
+        return ClosedLoad(closed.concurrency, legs=closed.legs)
     found = Open.from_json(load)
-    if not (found.burstiness or found.ramp or found.trace):
+    if not (found.burstiness or found.legs or found.trace):
         return OpenLoad(found.rate_per_s, found.arrivals)
-    return ShapedLoad(found.rate_per_s, found.arrivals, "open", found.burstiness, found.ramp, found.trace)
-
-
-def _in_flight(window: Window) -> float | None:
-    """The time-weighted mean of requests in flight."""
-    samples = window.samples
-    done_ns = np.where(np.isnan(samples.done_ns), window.end_ns, samples.done_ns)
-    inside_ns = np.minimum(done_ns, window.end_ns) - np.maximum(samples.sent_ns, window.start_ns)
-    return window.per_s(float(np.nansum(np.maximum(inside_ns, 0.0))) / 1e9)
+    return ShapedLoad(found.rate_per_s, found.arrivals, "open", found.burstiness, found.legs, found.trace)
 
 
 def _by_kind(span: Span, gaps: dict[str, Hdr]) -> tuple[Kind, ...]:
@@ -225,11 +273,23 @@ def _client(
         gc_pauses=facts.get("gc_pauses"),
         gc_pause_max_ms=_ms(facts.get("gc_pause_max_ns")),
         steal_share=facts.get("steal_share"),
+        others_share=_others_share(run, span),
         new_connections=facts.get("new_connections"),
         rss_bytes=facts.get("rss_bytes"),
     )
     because = cautions.client_bound(client, latency_ms)
     return replace(client, bound=because if because is None else bool(because), bound_because=because or ())
+
+
+def _others_share(run: RunData, span: Span) -> float | None:
+    """What programs that are neither we nor the target used of this machine's CPU."""
+    end, cores = span.events.end or {}, run.facts["environment"].get("cores")
+    client, target_s = end.get("client", {}), end.get("target", {}).get("cpu_s")
+    machine_s, elapsed_s = client.get("machine_cpu_s"), client.get("elapsed_s")
+    if machine_s is None or not elapsed_s or not cores or (run.facts["endpoint"].get("local") and target_s is None):
+        return None
+    others_s = float(machine_s) - client["cpu_s"] - (target_s or 0.0)
+    return float(min(1.0, max(0.0, others_s / (cores * elapsed_s))))
 
 
 def _ceiling_share(run: RunData, span: Span, tokens_per_s: float | None, issued_per_s: float | None) -> float | None:

@@ -11,14 +11,12 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from loadbench.analysis.findings import Capacity, Ladder, NotRun, Phases, Result, Search
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
 from loadbench.analysis.stats import Distribution
-from loadbench.records import Ramp, Trace
+from loadbench.records import Leg, Trace
 
 SCHEMA = 1
-
-
-Result = Literal["pass", "fail", "undecided"]
 
 # By metric (ttft, e2e, tpot, gap, lag), then by series; every metric and series of LATENCIES is always there.
 Latencies = dict[str, dict[str, Distribution]]
@@ -26,10 +24,11 @@ Latencies = dict[str, dict[str, Distribution]]
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoad:
-    """N users, each sending its next request when its last one is done."""
+    """N users, each sending its next request when its last one is done. With ``legs`` N is the most there ever are."""
 
     concurrency: int
     kind: Literal["closed"] = "closed"
+    legs: tuple[Leg, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class ShapedLoad(OpenLoad):
     """A schedule that is more than a rate: gamma arrivals, a rate that changes (the mean is given), or a trace."""
 
     burstiness: float | None = None
-    ramp: Ramp | None = None
+    legs: tuple[Leg, ...] = ()
     trace: Trace | None = None
 
 
@@ -84,7 +83,8 @@ class Client:
     """Our own state during a level. ``bound`` says whether we, not the target, shaped the numbers, and why.
 
     ``ceiling_share`` is what the level took of the calibrated ceiling, of events or requests per second whichever is
-    more; None without a calibration.
+    more; None without a calibration. ``others_share`` is what programs that are neither we nor the target used of this
+    machine's CPU, all cores together; None where the target is here and what it used is not known.
     """
 
     bound: bool | None
@@ -96,6 +96,7 @@ class Client:
     gc_pauses: int | None = None
     gc_pause_max_ms: float | None = None
     steal_share: float | None = None
+    others_share: float | None = None
     new_connections: int | None = None
     rss_bytes: int | None = None
 
@@ -133,6 +134,40 @@ class SloClause:
     n: int
     result: Result
     because: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Road:
+    """Whether a level kept on the road: whether what was in flight stayed bounded, or went on growing.
+
+    ``over_capacity``: more came than could be served, so its latencies say how long the level was and nothing else.
+    ``left_s`` is when that began, in seconds from the level's start, ``left_at`` the load asked for then (requests/s);
+    ``growth_per_s`` how many more were in flight every second after it. ``because`` says what it stands on, or why it
+    is undecided.
+    """
+
+    result: Literal["steady", "over_capacity", "undecided"]
+    because: str
+    left_s: float | None = None
+    left_at: float | None = None
+    growth_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A part of a level: requests due between ``start_s`` and ``start_s + length_s`` after the level's start.
+
+    ``load`` is what was asked for in it on average, users or requests/s; ``throughput`` has the RATES of what ended in
+    it, ``latency_ms`` the headline series of ttft, e2e and tpot.
+    """
+
+    start_s: float
+    length_s: float
+    load: float
+    requests: Requests
+    throughput: dict[str, float | None]
+    concurrency_reached: float | None
+    latency_ms: dict[str, Distribution]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +214,9 @@ class Level:
     target: Target
     slo: tuple[SloClause, ...]
     cautions: tuple[Caution, ...]
+    purpose: str = "level"
+    road: Road | None = None
+    intervals: tuple[Interval, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +264,11 @@ class Summary:
     levels_planned: int
     levels: tuple[Level, ...]
     cautions: tuple[Caution, ...]
+    capacity: tuple[Capacity, ...] = ()
+    searches: tuple[Search, ...] = ()
+    phases: tuple[Phases, ...] = ()
+    not_run: tuple[NotRun, ...] = ()
+    ladders: tuple[Ladder, ...] = ()
 
 
 def schema() -> dict[str, Any]:

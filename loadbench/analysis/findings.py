@@ -1,0 +1,173 @@
+"""What several levels say together: dataclasses of summary.json, as those of ``summary``. Every one names its levels.
+
+``Capacity`` is what a model carries, ``Search`` how the largest load within the SLO was found, ``Phases`` prefill and
+decode apart, ``NotRun`` what a stop rule left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from loadbench.analysis.stats import Range
+
+Result = Literal["pass", "fail", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A level as the capacity verdict sees it. ``load`` is users or requests/s asked for.
+
+    ``per_s`` are successful requests per second, counted once every user had an answer, with what chance may have moved
+    them; ``in_service`` is how many were being worked on and not queueing, by Little's law on the time without the wait
+    for a first token. ``firm``: enough of them to draw conclusions from.
+    """
+
+    level: int
+    load: float
+    per_s: float | None
+    per_s_interval_95: Range | None
+    tokens_per_s: float | None
+    e2e_mean_ms: float | None
+    in_service: float | None
+    firm: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One estimator's answer. ``undecided``: the levels do not bear it out, and ``because`` says why.
+
+    ``name`` is asymptotic (N* = X_max · R_min), knee (smallest load measured with nearly all the throughput), usl_peak,
+    parallelism (X_max / X(1)), in_service (worked on at once), slo (largest load measured that keeps it, below one that
+    does not) or sustained (largest rate that stayed on the road). ``levels`` are the indices of those it stands on.
+    """
+
+    name: Literal["asymptotic", "knee", "usl_peak", "parallelism", "in_service", "slo", "sustained"]
+    value: float | None
+    unit: Literal["users", "1/s", "×", "requests"]
+    result: Literal["firm", "undecided"]
+    because: str
+    levels: tuple[int, ...]
+    interval_95: Range | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usl:
+    """The Universal Scalability Law X(N) = λN / (1 + σ(N - 1) + κN(N - 1)), where the levels tell it apart from a line
+    and a ceiling. Intervals are 95 %."""
+
+    per_s_alone: float
+    contention: float
+    contention_interval_95: Range
+    coherency: float
+    coherency_interval_95: Range
+    levels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What one model carries, of its levels of one loop; every statement names the levels it stands on.
+
+    ``nature`` is how it takes several at once, None where undecided: serves_one_at_a_time (they queue),
+    shares_the_processor (all slow down together), shares_in_turns (``up_to`` at a time share, the rest queue), batches
+    (up to ``up_to`` at a time, and gains by it), scales (all at once, and gains still). ``saturated`` None: undecided.
+    ``last_gain`` is what the last step up added to the throughput, as a share. ``falls_to`` is the throughput at the
+    highest load as a share of the best, where it is lower beyond doubt. ``because`` says what the nature stands on, or
+    why it is undecided.
+    """
+
+    model: str
+    loop: Literal["closed", "open"]
+    nature: Literal["serves_one_at_a_time", "shares_the_processor", "shares_in_turns", "batches", "scales"] | None
+    up_to: int | None
+    saturated: bool | None
+    last_gain: float | None
+    falls_to: float | None
+    because: str
+    levels: tuple[int, ...]
+    points: tuple[Point, ...]
+    estimates: tuple[Estimate, ...]
+    usl: Usl | None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One level of a search. ``margin`` is how far it kept from the SLO: the smallest ln(limit / value) over the
+    clauses, above 0 within; ``clause`` is that one's name."""
+
+    level: int
+    load: float
+    purpose: Literal["probe", "confirmation"]
+    result: Result
+    margin: float | None
+    clause: str | None
+    because: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The search for the largest load of one model that keeps the SLO.
+
+    ``answer`` is the load that a fresh level confirmed; None where none was. ``passed`` and ``failed`` are the bracket:
+    the largest load that passed and the smallest above it that failed. ``estimate`` is where the monotone fit crosses
+    the limit. ``result``: confirmed; unbounded (the highest load allowed passed); none (the lowest failed); undecided.
+    ``odd`` tells every pair of probes in which more load did better, beyond doubt.
+    """
+
+    model: str
+    find: Literal["max-concurrency", "max-rate"]
+    unit: Literal["users", "1/s"]
+    result: Literal["confirmed", "unbounded", "none", "undecided"]
+    answer: float | None
+    passed: float | None
+    failed: float | None
+    estimate: float | None
+    because: str
+    odd: tuple[str, ...]
+    probes: tuple[Probe, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A line through samples or levels: ``fixed_ms + slope_ms · x``. ``not_told`` says why there is none."""
+
+    fixed_ms: float | None
+    slope_ms: float | None
+    slope_ms_interval_95: Range | None
+    n: int
+    levels: tuple[int, ...]
+    not_told: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Prefill and decode of one model apart: TTFT against input tokens where nothing queues, TPOT p50 against users.
+
+    ``prefill_tokens_per_s`` is 1,000 / prefill.slope_ms.
+    """
+
+    model: str
+    prefill: Fit
+    prefill_tokens_per_s: float | None
+    decode: Fit
+
+
+@dataclass(frozen=True, slots=True)
+class NotRun:
+    """Levels that a stop rule left out: ``rule`` is gain, slo, error_rate, over_capacity, degraded or time."""
+
+    model: str
+    stage: int
+    after_level: int
+    rule: str
+    because: str
+    loads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """A stage that climbs until a rule ends it: ``rules`` are those that may, of gain, slo, error_rate, degraded,
+    over_capacity and time. It asks how far, so that a miss above its lowest rung is an answer and no failure."""
+
+    stage: int
+    rules: tuple[str, ...]

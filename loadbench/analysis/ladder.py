@@ -1,0 +1,78 @@
+"""When a ladder has told what it can: the stop rules, held against the levels of one stage and model so far.
+
+Deciding it between levels is ``runner``'s job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from loadbench.analysis.search import told
+from loadbench.analysis.stats import FLOORS
+from loadbench.analysis.summary import Level
+from loadbench.analysis.words import is_fixed, load_of
+from loadbench.records import load_title
+from loadbench.scenario.shapes import StopRules
+
+IN_A_ROW = 2
+"""So many gains must be too small: one may be a bad quarter of a minute."""
+
+
+def stop_after(rules: StopRules, levels: Sequence[Level], elapsed_s: float) -> tuple[str, str] | None:
+    """The rule that ends the stage after these levels of it, and why; None: go on. ``elapsed_s`` is the stage's."""
+    return next(_broken(rules, levels, elapsed_s), None) if levels else None
+
+
+def _broken(rules: StopRules, levels: Sequence[Level], elapsed_s: float) -> Iterator[tuple[str, str]]:
+    """The gravest first."""
+    last = levels[-1]
+    where, requests = f"at {load_title(last.load)}", last.requests
+    failed = requests.attempted - requests.ok
+    if rules.degraded and last.target.state not in (None, "healthy"):
+        yield "degraded", f"the target was {last.target.state} after {load_title(last.load)}"
+    if rules.error_rate is not None and failed > rules.error_rate * requests.attempted:
+        share = failed / requests.attempted
+        yield (
+            "error_rate",
+            f"{failed} of {requests.attempted} requests failed {where}: {share:.0%}, over {rules.error_rate:.0%}",
+        )
+    if rules.over_capacity and last.road is not None and last.road.result == "over_capacity":
+        yield "over_capacity", f"{load_title(last.load)} is over capacity: {last.road.because}"
+    if rules.slo and (missed := next((clause for clause in last.slo if clause.result == "fail"), None)):
+        yield "slo", f"the SLO is missed {where}: {told(missed)}"
+    if rules.gain_share is not None and (because := _no_gain(rules.gain_share, levels)):
+        yield "gain", because
+    if rules.time_s is not None and elapsed_s >= rules.time_s:
+        yield "time", f"the stage has had its {rules.time_s:g} s: {elapsed_s:.0f} s"
+
+
+def _no_gain(least: float, levels: Sequence[Level]) -> str | None:
+    """Why the throughput is at its end: the last steps up all gained less than ``least``, of an open loop as well.
+
+    A step smaller than twice ``least`` cannot be asked for so much: of it half counts, or rungs 4 % apart would end
+    every ladder that begins. Levels of few requests say nothing, and after one as the last there is nothing new.
+    """
+    telling = [level for level in levels if level.requests.ok >= FLOORS["p50"] and is_fixed(level)]
+    if len(telling) <= IN_A_ROW or telling[-1] is not levels[-1]:
+        return None
+    parts = []
+    for before, after in pairwise(telling[-IN_A_ROW - 1 :]):
+        grown, gained = load_of(after) / load_of(before) - 1, _gained(before, after)
+        if grown <= 0 or gained is None or gained >= min(least, grown / 2):
+            return None
+        parts.append(f"{gained:+.1%} at {load_title(after.load)}")
+    steps = " and ".join(parts)
+    return f"throughput gained under {least:.0%} twice in a row: {steps}"
+
+
+def _gained(before: Level, after: Level) -> float | None:
+    """What the step up added to the throughput, as a share.
+
+    In tokens/s where answers are streamed: they are counted as they come. A level is often a few answers long, and then
+    how many of them ended inside it moves by a whole batch with where its end falls.
+    """
+    streamed = all(level.latency_ms["ttft"][level.headline].n for level in (before, after))
+    name = "output_tokens_per_s" if streamed else "requests_per_s"
+    was, now = before.throughput[name], after.throughput[name]
+    return None if not was or now is None else now / was - 1

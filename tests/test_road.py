@@ -1,0 +1,189 @@
+"""Whether an open-loop level stayed on the road, on queues whose capacity is known."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from loadbench.analysis.road import road_of
+from loadbench.analysis.rundir import read
+from loadbench.analysis.span import span_of
+from loadbench.analysis.summarise import summarise
+from loadbench.analysis.summary import Level, Road
+from loadbench.records import Closed, Leg, Open, Trace
+from tests.rundirs import Planned, write_run
+
+LEVELS = 40
+
+
+def levels(path: Path, *planned: Planned, seed: int = 1, **facts: Any) -> tuple[Level, ...]:
+    return summarise(read(write_run(path, planned, seed=seed, **facts))).levels
+
+
+def road(level: Level) -> Road:
+    assert level.road is not None
+    return level.road
+
+
+def results(path: Path, load: Open, requests: int, slots: int, cv: float) -> Counter[str]:
+    """How often each result is given on levels of so many requests; a slot serves one request a second."""
+    duration_s = requests / load.rate_per_s
+    planned = Planned(load, duration_s=duration_s, slots=slots, served_s=1.0, served_cv=cv)
+    run = read(write_run(path, [planned] * LEVELS))
+    roads = [road_of(span_of(run, events)) for events in run.levels]
+    return Counter(road.result for road in roads if road)
+
+
+@pytest.mark.parametrize(
+    ("share", "slots", "cv", "requests"),
+    [(0.5, 1, 1.0, 50), (0.95, 1, 0.0, 200), (0.95, 1, 1.0, 50), (0.95, 1, 1.0, 200), (0.95, 4, 0.3, 100)],
+)
+def test_below_its_capacity_next_to_no_level_is_said_to_be_over_it(
+    tmp_path: Path, share: float, slots: int, cv: float, requests: int
+) -> None:
+    assert results(tmp_path, Open(share * slots), requests, slots, cv)["over_capacity"] <= 1
+
+
+@pytest.mark.parametrize("load", [Open(3.8), Open(3.8, "constant"), Open(3.8, "gamma", 0.5)], ids=lambda x: x.arrivals)
+def test_bursts_of_arrivals_are_no_lack_of_capacity(tmp_path: Path, load: Open) -> None:
+    assert results(tmp_path, load, 100, 4, 0.3)["over_capacity"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("load", "requests", "cv", "least"),
+    [
+        (Open(8.0), 50, 0.3, 0.85),
+        (Open(8.0), 100, 1.0, 0.85),
+        (Open(5.2, "constant"), 100, 0.3, 0.95),
+        (Open(5.2), 200, 0.3, 0.8),
+        (Open(5.2), 500, 1.0, 0.8),
+    ],
+)
+def test_above_its_capacity_a_level_is_found_out(
+    tmp_path: Path, load: Open, requests: int, cv: float, least: float
+) -> None:
+    assert results(tmp_path, load, requests, 4, cv)["over_capacity"] >= least * LEVELS
+
+
+def test_a_ramp_says_where_it_left_the_road(tmp_path: Path) -> None:
+    ramp = Open(5.0, legs=(Leg("ramp", 0.0, 10.0, 60.0),))
+    for slots in (1, 4):
+        planned = Planned(ramp, duration_s=60.0, slots=slots, served_s=slots / 5.0)
+        for level in levels(tmp_path / str(slots), *[planned] * 10):
+            assert road(level).result == "over_capacity"
+            assert road(level).left_at == pytest.approx(5.0, rel=0.15)
+            assert road(level).left_s == pytest.approx(30.0, rel=0.15)
+            assert (road(level).growth_per_s or 0.0) > 1
+
+
+def test_a_ramp_that_ends_below_the_capacity_stays_on_the_road(tmp_path: Path) -> None:
+    ramp = Open(5.0, legs=(Leg("ramp", 0.0, 10.0, 60.0),))
+    (level,) = levels(tmp_path, Planned(ramp, duration_s=60.0, slots=4, served_s=4 / 12))
+    assert road(level).result == "steady"
+
+
+def test_a_spike_that_is_worked_off_is_none_and_one_that_is_not_is_told_with_its_moment(tmp_path: Path) -> None:
+    legs = (Leg("hold", 2.0, 2.0, 60.0), Leg("spike", 20.0, 20.0, 10.0), Leg("hold", 2.0, 2.0, 60.0))
+    spike = Planned(Open(440 / 130, legs=legs), duration_s=130.0, slots=1)
+    quick, slow = levels(tmp_path, *(Planned(**vars(spike) | {"served_s": 1 / rate}) for rate in (8.0, 3.0)))
+    assert road(quick).result == "steady"
+    assert road(slow).result == "over_capacity"
+    assert road(slow).left_at == 20.0
+    assert road(slow).left_s == pytest.approx(60.0, abs=1.0)
+
+
+def test_a_trace_is_held_against_its_mean_rate(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join(["timestamp", *(f"{at / 4}" for at in range(240))]))
+    trace = Trace(str(file), hashlib.sha256(file.read_bytes()).hexdigest(), None, 1.0, requests=240, length_s=59.75)
+    planned = Planned(Open(4.0, "trace", trace=trace), duration_s=60.0, slots=1)
+    kept, left = levels(tmp_path / "run", *(Planned(**vars(planned) | {"served_s": s}) for s in (0.2, 0.4)))
+    assert road(kept).result == "steady"
+    assert road(left).result == "over_capacity"
+    assert road(left).left_at == pytest.approx(4.0)
+
+
+def test_a_capacity_that_is_lost_in_mid_level_is_told_with_its_moment(tmp_path: Path) -> None:
+    """At 40 s the server begins to take 1 s for each of 2 requests a second, which took 0.1 s before."""
+    path = write_run(tmp_path, [Planned(Open(2.0, "constant"), duration_s=80.0, slots=1, served_s=0.1, served_cv=0.0)])
+    lines = [orjson.loads(line) for line in (path / "samples.jsonl").read_bytes().splitlines()]
+    free_ns = 0
+    for line in lines:
+        since_ns = line["due_ns"] - 2_000_000_000
+        if line["phase"] == "load" and since_ns >= 40e9:
+            done_ns = max(line["sent_ns"], free_ns) + 1_000_000_000
+            line.update(first_token_ns=done_ns - 750_000_000, last_token_ns=done_ns, done_ns=done_ns)
+            free_ns = done_ns
+    (path / "samples.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    (level,) = summarise(read(path)).levels
+    assert road(level).result == "over_capacity"
+    assert road(level).left_s == pytest.approx(40.0, abs=2.0)
+    assert road(level).left_at == 2.0
+    assert road(level).growth_per_s == pytest.approx(1.0, rel=0.15)
+
+
+def test_where_nothing_can_be_told_the_reason_is(tmp_path: Path) -> None:
+    closed, short, failed = levels(
+        tmp_path,
+        Planned(Closed(2)),
+        Planned(Open(2.0), duration_s=5.0),
+        Planned(Open(5.0), duration_s=10.0, fails=1.0),
+    )
+    assert closed.road is None
+    assert road(short).result == road(failed).result == "undecided"
+    assert road(short).because == f"{short.requests.attempted} requests; it takes 20"
+    assert road(failed).because == "nothing succeeded"
+
+
+def test_what_a_valve_dropped_could_not_grow(tmp_path: Path) -> None:
+    path = write_run(tmp_path, [Planned(Open(4.0, "constant"), duration_s=20.0, slots=1, served_s=0.1)])
+    lines = [orjson.loads(line) for line in (path / "samples.jsonl").read_bytes().splitlines()]
+    for line in lines[10:15]:
+        line.update(outcome="dropped", sent_ns=None, first_token_ns=None, last_token_ns=None, done_ns=None)
+    (path / "samples.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    (level,) = summarise(read(path)).levels
+    assert road(level).result == "undecided"
+    assert "5 of 80 requests were dropped" in road(level).because
+
+
+# What it means for the level
+
+OVER = Planned(Open(4.0), duration_s=60.0, slots=1, served_s=0.5)
+
+
+def test_over_capacity_is_the_one_thing_told_of_its_growing_latencies(tmp_path: Path) -> None:
+    (level,) = levels(tmp_path, OVER)
+    abouts = {caution.about for caution in level.cautions}
+    assert "over_capacity" in abouts
+    assert not abouts & {"drift", "warmup", "warmup_kept", "never_settled"}
+    (caution,) = (caution for caution in level.cautions if caution.about == "over_capacity")
+    assert re.match(r"more came than could be served from (its start|\d s) on, at 4/s: ", caution.reason)
+    assert "latencies tell how long the level was" in caution.reason
+
+
+def test_no_interval_and_no_warm_up_is_told_of_a_level_over_capacity(tmp_path: Path) -> None:
+    (level,) = levels(tmp_path, OVER)
+    ttft = level.latency_ms["ttft"]["response"]
+    assert ttft.interval_95 is None
+    assert ttft.not_estimable == "over capacity: it grows with the length of the level"
+    assert level.warmup_trimmed_s is None
+    assert level.window_s == 60.0
+    assert level.issued_per_s == pytest.approx(4.0, rel=0.2)
+    assert level.throughput["requests_per_s"] == pytest.approx(2.0, rel=0.1)
+
+
+def test_over_capacity_a_limit_that_was_kept_is_undecided_and_one_that_was_broken_stays_broken(tmp_path: Path) -> None:
+    limits = {"ttft": {"p50": "1h"}, "e2e": {"p50": "10s"}, "error_rate": "1%", "goodput": "10%"}
+    scenario = {"name": "edge", "warmup": {"requests": 2}, "slo": limits}
+    (level,) = levels(tmp_path, OVER, scenario=scenario)
+    clauses = {clause.clause: (clause.result, clause.because) for clause in level.slo}
+    assert clauses["ttft.p50"] == ("undecided", "over capacity: it grows with the length of the level")
+    assert clauses["e2e.p50"][0] == "fail"
+    assert clauses["error_rate"] == ("pass", None)
+    assert clauses["goodput"] == ("undecided", "over capacity: it falls with the length of the level")
