@@ -7,9 +7,10 @@ One path, five rooms::
        ▼
      scenario/ ───────────▶ target/ ──────────▶ engine/ ── results/…/ ───▶ analysis/ ──────────▶ report/
      load  schema           target  endpoint    shard  load                rundir  metrics       write  console
-     prompts  arrivals      models  foundry     client  exchange           stats  summary        markdown  tables
-     plan  units            synthetic  fake     sse  recorder  merge       cautions  slo         live  plan
-                            memory  state       crew  worker  pulse        verdict
+     stage  shapes          models  foundry     client  exchange           stats  summary        markdown  tables
+     prompts  arrivals      synthetic  fake     sse  recorder  merge       cautions  slo  road   live  frame  plan
+     plan  units            memory  probe       crew  worker  pulse        saturation  search    findings
+                            state  recovery                                verdict  sentences
 
     records.py   Prompt, Request, Sample, the loads and the level: the plain things that move
     outcomes.py  what can happen to a request, with pattern and advice, in one table
@@ -17,13 +18,14 @@ One path, five rooms::
     errors.py    the errors a user may see, each with its exit code
     files.py     writes a file whole
     platform.py  what differs between operating systems
-    runner.py    the order of things; progress.py tells the live view where it is
+    runner.py    the order of things; course.py decides what is measured next, journal.py keeps run.json
+    progress.py  tells the live view where the run is
     calibrate.py what the client can take on this machine, and how far its stamps are off
     cli.py       words and exit codes
 
 Left of the run directory the program measures and never summarises; right of it it summarises and never sends.
 A module imports only from its own room, rooms to its left and the plain modules, which are the first six below the
-picture; ``runner``, ``progress``, ``calibrate`` and ``cli`` stand above all.
+picture; ``runner``, ``course``, ``journal``, ``progress``, ``calibrate`` and ``cli`` stand above all.
 ``tests/test_house.py`` walks the imports and holds this picture true.
 """
 

@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +18,7 @@ from loadbench import __version__
 from loadbench.errors import LoadbenchError, UsageError
 
 if TYPE_CHECKING:
-    from loadbench.analysis.summary import Summary
+    from loadbench.course import Find
     from loadbench.scenario.load import Loaded
 
 INTERRUPTED = 130
@@ -74,8 +73,8 @@ def _scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change any key: stages.0.duration=5s"),
         click.option("--endpoint", metavar="URL", help="Base URL of the API, or embedded."),
         click.option("--model", "models", multiple=True, metavar="NAME", help="Model to measure; may be repeated."),
-        click.option("--concurrency", metavar="N,N,…", help="One closed-loop stage with these levels."),
-        click.option("--rate", metavar="N/s", help="One open-loop stage at this rate."),
+        click.option("--concurrency", metavar="N,N,…", help="One closed-loop stage: 1,2,4 or 1..64."),
+        click.option("--rate", metavar="N/s", help="One open-loop stage: 2/s, 1/s,4/s or 1/s..32/s."),
         click.option("--duration", metavar="TIME", help="Duration of every level; drops min_requests."),
         click.option("--requests", type=int, metavar="N", help="Stop every level after so many."),
         click.option("--seed", type=int, help="Everything random comes from it."),
@@ -96,10 +95,15 @@ def _load(options: dict[str, Any]) -> Any:
 @main.command()
 @_scenario_options
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the results; new or empty.")
+@click.option(
+    "--find",
+    type=click.Choice(["max-concurrency", "max-rate"]),
+    help="Search for the largest load that keeps the scenario's SLO, instead of measuring its stages.",
+)
 @click.option("--workers", metavar="N|auto", default="1", show_default=True, help="Load processes.")
 @click.option("--quiet", is_flag=True, help="Show nothing but errors and the last lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout, and nothing else there.")
-def run(out: Path | None, workers: str, quiet: bool, as_json: bool, **options: Any) -> None:
+def run(out: Path | None, find: Find | None, workers: str, quiet: bool, as_json: bool, **options: Any) -> None:
     """Run SCENARIO and report what happened.
 
     A bearer key for an endpoint comes from OPENAI_API_KEY or --header; it is sent and never stored. Ctrl-C once
@@ -120,6 +124,7 @@ def run(out: Path | None, workers: str, quiet: bool, as_json: bool, **options: A
         command=_repeat_command(loaded),
         headers={"Authorization": f"Bearer {key}"} if key else {},
         workers=_workers(workers),
+        find=find,
     )
     view = choose_view(quiet=quiet, keep=not sys.stdout.isatty())
     the_run = Run(order, view)
@@ -147,7 +152,7 @@ def _workers(text: str) -> int | None:
 
 
 def _tell(directory: Path, *, quiet: bool, as_json: bool, hgrm: bool = False) -> int:
-    from loadbench.analysis.verdict import exit_code
+    from loadbench.analysis.verdict import exit_code, why
     from loadbench.report.console import print_report
     from loadbench.report.write import summary_json, write_report
 
@@ -158,26 +163,8 @@ def _tell(directory: Path, *, quiet: bool, as_json: bool, hgrm: bool = False) ->
         print_report(summary, directory, quiet=quiet)
     code = exit_code(summary)
     if code not in (0, INTERRUPTED):
-        click.echo(f"loadbench: {_why(summary, code)}", err=True)
+        click.echo(f"loadbench: {why(summary, code)}", err=True)
     return code
-
-
-def _why(summary: Summary, code: int) -> str:
-    """Why the exit code is what it is, in one line."""
-    if code == 99:
-        missed = [
-            f"{clause.clause} at level {n.index}" for n in summary.levels for clause in n.slo if clause.result == "fail"
-        ]
-        return f"SLO missed: {', '.join(missed)}"
-    if code == 3:
-        reasons = [model.reason for model in summary.models if model.status == "failed" and model.reason]
-        return f"not every model could be served: {'; '.join(reasons)}"
-    if summary.reason:
-        return f"{'target died' if code == 93 else 'result invalid'}: {summary.reason}"
-    attempted = sum(level.requests.attempted for level in summary.levels)
-    failed = sum((Counter(level.requests.failed) for level in summary.levels), Counter[str]())
-    kinds = ", ".join(f"{n:,} {name}" for name, n in failed.most_common()) or "none failed, a gate had too few"
-    return f"result invalid: {failed.total():,} of {attempted:,} requests failed ({kinds})"
 
 
 @main.command()

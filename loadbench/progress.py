@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 from loadbench.analysis.stats import LEASTS
 from loadbench.engine.load import Clock
 from loadbench.engine.shard import Shard
 from loadbench.records import Level, load_title
-from loadbench.report.live import LevelProgress, Progress, View
+from loadbench.report.frame import Bracket, LevelProgress, Progress
+from loadbench.report.live import View
 
 RATE_WINDOW_NS = 5_000_000_000
 """Rates "now" are those of the last five seconds: long enough to be calm, short enough to see a stall."""
@@ -25,7 +27,10 @@ class Watch:
         self._name = name
         self._clock = clock
         self._levels: list[LevelProgress] = []
-        self._planned: tuple[Level, ...] = ()
+        self._planned: list[Level] = []
+        self._search: Bracket | None = None
+        self._searching = False
+        self._judged = False
         self._current: Level | None = None
         self._message: str | None = None
         self._streamed = True
@@ -42,9 +47,34 @@ class Watch:
             self._task = None
             self._view.stop()
 
-    def expect(self, levels: tuple[Level, ...], *, stream: bool) -> None:
-        self._planned, self._streamed = levels, stream
+    def expect(self, levels: tuple[Level, ...], *, stream: bool, judged: bool = False) -> None:
+        """These levels will come. ``judged``: it is told how many requests are good."""
+        self._planned, self._streamed, self._judged = list(levels), stream, judged
         self._levels = [LevelProgress(load_title(level.load), level.model) for level in levels]
+
+    def add(self, level: Level) -> None:
+        """This level will come, too."""
+        self._planned.append(level)
+        self._levels.append(LevelProgress(load_title(level.load), level.model))
+
+    def close_in(self, search: Bracket | None) -> None:
+        """Where the search is, None: it is over."""
+        self._search, self._searching = search, True
+        self._view.update(self._progress())
+
+    def judge(self, level: Level, result: str) -> None:
+        """What the search makes of a level."""
+        self._levels[level.index] = replace(self._levels[level.index], result=result)
+
+    def leave_out(self, levels: Sequence[int]) -> None:
+        """These will not come after all."""
+        for index in levels:
+            self._levels[index] = replace(self._levels[index], left_out=True)
+        self._view.update(self._progress())
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self._view.note(text)
 
     def say(self, message: str | None) -> None:
         self._message = message
@@ -66,6 +96,7 @@ class Watch:
             p50_ms=progress.p50_ms,
             p95_ms=progress.p95_ms,
             failed=sum(progress.failures.values()),
+            good_share=progress.good_share,
         )
         self._current = None
         self._view.update(self._progress())
@@ -87,6 +118,7 @@ class Watch:
             latency="TTFT" if self._streamed else "E2E",
             target_rss_bytes=None if shard is None else shard.target_rss,
             message=self._message,
+            search=self._search,
         )
         if shard is None or level is None:
             return base
@@ -105,6 +137,7 @@ class Watch:
             p50_ms=None if p50_ns is None else p50_ns / 1e6,
             p95_ms=None if p95_ns is None else p95_ns / 1e6,
             failures={name: n for name, n in counters.outcomes.items() if name != "ok"},
+            good_share=counters.good / counters.ended if self._judged and counters.ended else None,
         )
 
     def _phase(self) -> str:
@@ -121,10 +154,13 @@ class Watch:
         return marks[0]
 
     def _remaining_s(self, now_ns: int) -> float | None:
-        """Time left of the levels whose length the clock decides; None where one of them ends by count."""
+        """Time left of the levels whose length the clock decides; None where one of them ends by count, or in a search,
+        of which nobody knows how many levels it takes."""
+        if self._searching:
+            return None
         left_s = 0.0
         for level, shown in zip(self._planned, self._levels, strict=True):
-            if shown.ended:
+            if shown.ended or shown.left_out:
                 continue
             if level.duration_s is None:
                 return None
@@ -136,9 +172,15 @@ class Watch:
 
 
 def _share(level: Level, start_ns: int | None, issued: int, now_ns: int) -> float | None:
-    """How much of the level is done: by the clock or by count, whichever is further."""
+    """How much of the level is done: by the clock or by count, whichever is further, but not without its least."""
     if start_ns is None:
         return None
-    shares = [(now_ns - start_ns) / 1e9 / level.duration_s] if level.duration_s else []
+    elapsed_s = (now_ns - start_ns) / 1e9
+    shares = [elapsed_s / level.duration_s] if level.duration_s else []
     shares += [issued / level.requests] if level.requests else []
-    return min(1.0, max(shares)) if shares else None
+    done = [max(shares)] if shares else []
+    done += [issued / level.min_requests] if shares and level.min_requests else []
+    share = min(done) if done else None
+    if share is not None and level.at_most_s:
+        share = max(share, elapsed_s / level.at_most_s)
+    return None if share is None else min(1.0, share)

@@ -1,28 +1,21 @@
-"""The order of things: target, models, levels, files. It decides what comes next and measures nothing itself."""
+"""The order of things: target, models, levels, files. It measures nothing itself; what is next is ``course``'s."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from loadbench import __version__
-from loadbench.calibrate import read_calibration
+from loadbench.course import Course, Find, Sought, sought
 from loadbench.engine.crew import Crew, workers_wanted
-from loadbench.engine.environment import environment
 from loadbench.engine.exchange import Wire
-from loadbench.engine.load import Clock
 from loadbench.engine.merge import merge_shards
+from loadbench.engine.recorder import Limits
 from loadbench.errors import TargetError, UsageError
-from loadbench.files import write_whole
+from loadbench.journal import Journal
 from loadbench.platform import raise_open_file_limit
 from loadbench.progress import Watch
 from loadbench.records import Level, Prompt, Sample
@@ -30,7 +23,6 @@ from loadbench.report.live import View
 from loadbench.scenario.load import Loaded
 from loadbench.scenario.plan import levels as plan_levels
 from loadbench.scenario.prompts import PromptMix
-from loadbench.scenario.redaction import REDACTED
 from loadbench.scenario.schema import EMBEDDED
 from loadbench.target.models import Resolved
 from loadbench.target.state import DEAD
@@ -39,15 +31,13 @@ from loadbench.target.target import Target
 CANARY = Prompt("canary", 0, ({"role": "user", "content": "Say hello."},), 8)
 """Small enough to answer in a moment on anything, long enough to need more than one token."""
 
-FILES = ("run.json", "samples.jsonl", "telemetry.jsonl", "histograms.hlog")
-"""What a run writes while it goes on."""
-
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """What the command line asks for besides the scenario. ``headers`` may hold a key and are never written.
 
-    ``workers`` is the number of load processes, None: as many as the calibrated ceiling asks for.
+    ``workers`` is the number of load processes, None: as many as the calibrated ceiling asks for. ``find``: search for
+    that instead of measuring the stages.
     """
 
     loaded: Loaded
@@ -56,6 +46,7 @@ class Order:
     command: str
     headers: Mapping[str, str]
     workers: int | None = 1
+    find: Find | None = None
 
 
 class Run:
@@ -64,13 +55,15 @@ class Run:
     def __init__(self, order: Order, view: View) -> None:
         self.order = order
         self.scenario = order.loaded.scenario
-        self.clock = Clock()
-        self.started_wall_ns = time.time_ns()
-        self.folder, self._made_folder = _claim_folder(order, self.started_wall_ns)
-        self.facts: dict[str, Any] = {}
-        self._watch = Watch(view, self.scenario.name, self.clock)
+        self._sought: Sought | None = None if order.find is None else sought(order.find, order.loaded)
+        self.journal = Journal(order.loaded, order.command, order.results, order.out)
+        self._watch = Watch(view, self.scenario.name, self.journal.clock)
         self._crew: Crew | None = None
         self._measured = False
+
+    @property
+    def folder(self) -> Path:
+        return self.journal.folder
 
     def stop(self, reason: str) -> bool:
         """End early: nothing is started any more, what is in flight may finish, everything is written.
@@ -100,7 +93,7 @@ class Run:
             self._watch.stop()
             if target is not None:
                 await asyncio.shield(target.close())
-        self._write(status, reason, ended=True)
+        self.journal.write(status, reason, ended=True)
         if self._crew is not None and self._crew.stop_reason == "disk_failure":
             raise UsageError(f"{reason}; what was measured until then is kept")
         return status
@@ -108,14 +101,9 @@ class Run:
     def _give_up(self, status: str, reason: str | None) -> None:
         """Before the first measured request nothing of ours is left behind; after it everything is kept."""
         if self._measured:
-            self._write(status, reason, ended=True)
-            return
-        for name in FILES:
-            (self.folder / name).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "shards", ignore_errors=True)
-        if self._made_folder:
-            with contextlib.suppress(OSError):  # somebody put something there meanwhile: it is theirs
-                self.folder.rmdir()
+            self.journal.write(status, reason, ended=True)
+        else:
+            self.journal.abandon()
 
     async def _open_target(self) -> Target:
         scenario, source = self.scenario, self.order.loaded.endpoint_source
@@ -130,14 +118,18 @@ class Run:
         return await Target.at(scenario.endpoint, source, {**ours, **scenario.request.headers})
 
     async def _measure_all(self, target: Target) -> tuple[str, str | None]:
-        self._describe(target)
+        journal = self.journal
+        journal.describe(target)
         models = await self._resolve(target)
-        levels = plan_levels(self.scenario, [model.id for model in models.values()], self.order.loaded.traces)
-        self.facts["levels"] = [level.as_json() for level in levels]
-        self._watch.expect(levels, stream=self.scenario.request.stream)
+        levels = self._plan([model.id for model in models.values()])
+        journal.facts["levels"] = [level.as_json() for level in levels]
+        journal.facts["find"] = None if self._sought is None else self._sought.as_json()
+        limits = Limits.of(self.scenario.slo)
+        self._watch.expect(levels, stream=self.scenario.request.stream, judged=limits is not None)
         death: str | None = None
-        async with Crew(self.folder, self.clock, self.started_wall_ns, target.rss_bytes) as crew:
+        async with Crew(self.folder, journal.clock, journal.started_wall_ns, target.rss_bytes) as crew:
             self._crew, self._watch.shard = crew, crew
+            crew.recorder.limits = limits
             for place, model in models.items():
                 mine = [level for level in levels if level.model == model.id]
                 try:
@@ -147,8 +139,12 @@ class Run:
                 if death is not None or crew.stop_reason is not None:
                     break
         self._watch.say("putting the workers' files together" if crew.size > 1 else None)
-        merge_shards(self.folder, self.started_wall_ns)
+        merge_shards(self.folder, journal.started_wall_ns)
         return ("target_died", death) if death is not None else self._how_it_ended(crew)
+
+    def _plan(self, models: list[str]) -> tuple[Level, ...]:
+        """The levels that are known beforehand: of a search none."""
+        return () if self._sought is not None else plan_levels(self.scenario, models, self.order.loaded.traces)
 
     async def _resolve(self, target: Target) -> dict[int, Resolved]:
         """The models that there are, by their place in the scenario. TargetError where there is none of them."""
@@ -164,12 +160,12 @@ class Run:
                     names = f"{self.scenario.models[other]} and {asked}"
                     raise UsageError(f"models: expected each model once, got {model.id} as {names}")
             models[place] = model
-            self.facts["models"][place] |= {"id": model.id, "how": model.how}
+            self.journal.facts["models"][place] |= {"id": model.id, "how": model.how}
         return models
 
     def _fail_model(self, place: int, error: TargetError) -> None:
         """Give the model a row with the reason and let the others go on; where none is left, that is the end."""
-        rows = self.facts["models"]
+        rows = self.journal.facts["models"]
         rows[place] |= {"status": "failed", "reason": str(error)}
         if all(row["status"] == "failed" for row in rows):
             raise error
@@ -185,29 +181,40 @@ class Run:
         self, target: Target, crew: Crew, place: int, model: Resolved, levels: list[Level]
     ) -> str | None:
         """Load, try, warm up, and run the levels of one model; how the target died, where it did."""
-        row = self.facts["models"][place]
+        row = self.journal.facts["models"][place]
         self._watch.say(f"loading {model.id}")
         model = await target.load(model)
         crew.talk_to(self._wire(target, model))
         mix = PromptMix(self.scenario, self.order.loaded.folder, 1.0 if row["synthetic"] else 4.0)
-        last = await self._try_out(crew, model, row, mix, levels[0].index)
-        await self._hire(crew, levels, last)
-        self._write("running", None)
-        for level in levels:
-            if crew.stop_reason is not None:
-                return None
-            state, evidence = await self._measure_level(target, crew, mix, level)
-            if state in DEAD:
-                return f"{state} after level {level.index}: {'; '.join(evidence)}"
-        if len(self.facts["models"]) > 1:
+        first = levels[0].index if levels else len(self.journal.facts["levels"])
+        last = await self._try_out(crew, model, row, mix, first)
+        await self._hire(crew, [self._sought.highest] if self._sought is not None else levels, last)
+        self.journal.write("running")
+        async with contextlib.aclosing(self._course(crew, model.id, levels)) as course:
+            async for level in course:
+                if crew.stop_reason is not None:  # in a rest
+                    break
+                state, evidence = await self._measure_level(target, crew, mix, level)
+                if state in DEAD:
+                    search = "" if self._sought is None else ", which ends the search"
+                    return f"{state} after level {level.index}{search}: {'; '.join(evidence)}"
+                if crew.stop_reason is not None:
+                    break
+        if len(self.journal.facts["models"]) > 1 and crew.stop_reason is None:
             await target.unload(model)  # two models must not share the memory
         return None
+
+    def _course(self, crew: Crew, model: str, levels: list[Level]) -> AsyncGenerator[Level]:
+        course = Course(self.journal, self._watch, crew)
+        if self._sought is not None:
+            return course.search(self._sought, model)
+        return course.planned(levels, self.scenario.stages)
 
     async def _hire(self, crew: Crew, levels: list[Level], last: Sample) -> None:
         """Start the load processes that ``--workers`` asks for; ``auto``: as many as the calibrated ceiling wants."""
         workers = self.order.workers
         if workers is None:
-            ceiling = (self.facts["calibration"] or {}).get("events_per_s")
+            ceiling = (self.journal.facts["calibration"] or {}).get("events_per_s")
             workers = workers_wanted(levels, last, self.scenario.request.max_tokens, ceiling)
         if workers > 1 and any(level.max_in_flight is not None for level in levels):
             if self.order.workers is not None:
@@ -216,7 +223,7 @@ class Run:
         if crew.size == 1 and workers > 1:
             self._watch.say(f"starting {workers} load processes")
             await crew.hire(workers, self.scenario.public_json(), self.order.loaded.folder)
-        self.facts["workers"] = crew.size
+        self.journal.facts["workers"] = crew.size
 
     async def _try_out(self, crew: Crew, model: Resolved, row: dict[str, Any], mix: PromptMix, level: int) -> Sample:
         """One canary, which says whether the model can be served at all, then the warm-up; returns the last of it."""
@@ -224,7 +231,7 @@ class Run:
         canary = last = await crew.one(CANARY, "canary", level)
         if canary.outcome != "ok":
             found = canary.outcome + (f": {canary.detail}" if canary.detail else "")
-            raise TargetError(f"{model.id} at {self.facts['endpoint']['url']}: a canary failed: {found}")
+            raise TargetError(f"{model.id} at {self.journal.facts['endpoint']['url']}: a canary failed: {found}")
         row.update(load_ms=model.load_ms, first_ms=_first_ms(canary), status="ok", how=model.how)
         draw = mix.draw(self.scenario.seed)
         for number in range(self.scenario.warmup.requests):
@@ -238,8 +245,9 @@ class Run:
         self._measured = True
         self._watch.begin(level)
         target.rss_bytes(relist=True)
-        before = crew.read_target_rss()
+        before, began_s = crew.read_target_rss(), target.cpu_s()
         client = await crew.measure(level, mix, self.scenario.drain_s)
+        ended_s = target.cpu_s()
         counters = crew.counters()
         attempted, failed = counters.attempted, {name: n for name, n in counters.outcomes.items() if name != "ok"}
         self._watch.end(level)
@@ -251,7 +259,7 @@ class Run:
         state, evidence = await target.state(canary, failed, attempted=attempted, ended_by=crew.reason)
         after = crew.read_target_rss()
         crew.recorder.event(
-            self.clock.now_ns(),
+            self.journal.clock.now_ns(),
             "level_end",
             level=level.index,
             complete=crew.stop_reason is None and state not in DEAD,
@@ -259,6 +267,7 @@ class Run:
                 "state": state,
                 "evidence": evidence,
                 "rss_bytes": {"before": before, "peak": crew.target_rss_peak, "after": after},
+                "cpu_s": None if began_s is None or ended_s is None else round(ended_s - began_s, 3),
             },
             client=client,
         )
@@ -281,85 +290,9 @@ class Run:
             extra=request.extra,
         )
 
-    # run.json
-
-    def _describe(self, target: Target) -> None:
-        machine = environment()
-        self.facts = {
-            "environment": machine,
-            "calibration": read_calibration(machine),
-            "endpoint": target.facts(),
-            "models": [
-                {
-                    "asked": asked,
-                    "id": None,
-                    "how": None,
-                    "synthetic": target.is_synthetic(asked),
-                    "status": "skipped",
-                    "reason": None,
-                    "load_ms": None,
-                    "first_ms": None,
-                }
-                for asked in self.scenario.models
-            ],
-            "levels": [],
-        }
-
-    def _write(self, status: str, reason: str | None, ended: bool = False) -> None:
-        """Write run.json whole."""
-        now = {"wall_ns": time.time_ns(), "monotonic_ns": self.clock.origin_ns + self.clock.now_ns()}
-        document = {
-            "schema": 1,
-            "loadbench": __version__,
-            "name": self.scenario.name,
-            "status": status,
-            "reason": reason,
-            "started": datetime.fromtimestamp(self.started_wall_ns / 1e9, UTC).isoformat().replace("+00:00", "Z"),
-            "command": self.order.command,
-            "scenario": _without_header_values(self.scenario.public_json()),
-            "scenario_file": str(self.order.loaded.path),
-            "seed": self.scenario.seed,
-            "anchors": {
-                "start": {"wall_ns": self.started_wall_ns, "monotonic_ns": self.clock.origin_ns},
-                "end": now if ended else None,
-            },
-            **self.facts,
-        }
-        write_whole(self.folder / "run.json", orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
-
 
 def _first_ms(sample: Sample) -> float | None:
     """Service time to the first token, in milliseconds."""
     if sample.first_token_ns is None or sample.sent_ns is None:
         return None
     return (sample.first_token_ns - sample.sent_ns) / 1e6
-
-
-def _without_header_values(scenario: dict[str, Any]) -> dict[str, Any]:
-    """Results are for showing around: of headers they keep the names, whatever a value looks like."""
-    headers = scenario["request"].get("headers", {})
-    return scenario | {"request": scenario["request"] | {"headers": dict.fromkeys(headers, REDACTED)}}
-
-
-def _claim_folder(order: Order, wall_ns: int) -> tuple[Path, bool]:
-    """The run's directory, the one asked for or results/<UTC time>-<scenario>, and whether we made it.
-
-    The first file of it is made here, and only if there is none: of two runs that want one directory, one gets it.
-    """
-    stamp = datetime.fromtimestamp(wall_ns / 1e9, UTC).strftime("%Y%m%dT%H%M%SZ")
-    name = f"{stamp}-{order.loaded.scenario.name}"
-    names = [order.out] if order.out is not None else [order.results / name]
-    names += [] if order.out is not None else [order.results / f"{name}-{attempt}" for attempt in range(2, 100)]
-    for folder in names:
-        try:
-            made = not folder.exists()
-            folder.mkdir(parents=True, exist_ok=True)
-            if made or not any(folder.iterdir()):
-                (folder / "samples.jsonl").open("xb").close()
-                return folder, made
-        except FileExistsError:
-            continue
-        except OSError as error:
-            asked = "--out " if order.out is not None else ""
-            raise UsageError(f"{asked}{folder}: cannot be made: {error.strerror}") from error
-    raise UsageError(f"--out {names[0]}: expected a new or an empty directory")

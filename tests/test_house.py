@@ -10,15 +10,19 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "loadbench"
 ROOMS = ("scenario", "target", "engine", "analysis", "report")
 PLAIN = {"records", "outcomes", "errors", "files", "hdr", "platform"}
-ABOVE = {"runner", "progress", "calibrate", "cli", "__main__"}
+ABOVE = {"runner", "course", "journal", "progress", "calibrate", "cli", "__main__"}
 
 DOORS = {
     "foundry_local_sdk": {"target/foundry_child.py"},
     "onnx": {"target/synthetic.py", "target/synthetic_graph.py"},
     "hdrh": {"hdr.py"},
-    "psutil": {"target/memory.py", "target/foundry.py", "engine/pulse.py", "engine/environment.py", "calibrate.py"},
+    "psutil": {
+        *("target/processes.py", "target/memory.py", "target/foundry.py", "engine/pulse.py", "engine/environment.py"),
+        "calibrate.py",
+    },
     "httptools": {"engine/client.py", "target/fake.py", "target/fake_wire.py"},
     "aiohttp": {"target/control.py"},
+    "pynvml": {"target/memory_gpu.py"},
     "pydantic": None,
     "yaml": {"scenario/reading.py", "scenario/load.py", "report/markdown.py"},
     "rich": None,

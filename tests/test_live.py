@@ -13,14 +13,8 @@ from typing import TextIO
 
 import pytest
 
-from loadbench.report.live import (
-    LevelProgress,
-    PlainView,
-    Progress,
-    QuietView,
-    TerminalView,
-    choose_view,
-)
+from loadbench.report.frame import Bracket, LevelProgress, Progress
+from loadbench.report.live import PlainView, QuietView, TerminalView, choose_view
 
 LEVELS = tuple(LevelProgress(f"{2**n} users", "synthetic-edge:1") for n in range(4))
 DONE = replace(LEVELS[0], ended=True, requests_per_s=5.93, tokens_per_s=189.7, p50_ms=11.2, p95_ms=14.3)
@@ -183,7 +177,64 @@ def test_refreshes_that_cost_more_than_one_percent_of_the_time_become_rarer() ->
     assert view.interval_s > max(0.25, 50 * cost_s)
 
 
+def test_levels_that_a_rule_left_out_say_so() -> None:
+    left_out = replace(LEVELS[3], left_out=True)
+    shown = frame(replace(PROGRESS, levels=(*PROGRESS.levels[:3], left_out)))
+    assert [line.split() for line in shown[4:6]] == [["·", "4", "users"], ["·", "8", "users", "not", "run"]]
+
+
+SEARCH = Bracket("users", 8, 16, 11, left=6)
+
+
+@pytest.mark.parametrize(
+    ("search", "line"),
+    [
+        (SEARCH, "search   8 passes ────●─────── 16 fails · next 11 · about 6 probes"),
+        (Bracket("users", None, None, 1), "search   next 1"),
+        (Bracket("/s", 2.5, None, 5), "search   2.5/s passes ──────────── · next 5/s"),
+        (Bracket("users", None, 16, 4), "search   ──────────── 16 fails · next 4"),
+        (replace(SEARCH, next=8, purpose="confirmation", left=1), "confirming 8 · about 1 probe"),
+    ],
+)
+def test_a_search_shows_its_bracket_closing(search: Bracket, line: str) -> None:
+    assert line in frame(replace(PROGRESS, search=search))[-2].strip()
+
+
+def test_a_search_says_what_came_of_each_level() -> None:
+    levels = tuple(replace(DONE, result=result) for result in ("pass", "fail", "undecided"))
+    shown = frame(replace(PROGRESS, levels=levels, current=None, search=SEARCH))[2:5]
+    assert [(line.split()[0], line.split()[-1]) for line in shown] == [
+        ("✓", "passes"),
+        ("✗", "fails"),
+        ("✓", "undecided"),
+    ]
+    assert max(map(len, shown)) <= 80
+
+
+def test_a_long_search_with_failures_stays_within_twenty_lines() -> None:
+    levels = tuple(replace(DONE, result="pass", model=f"m{n // 5}") for n in range(20))
+    shown = frame(replace(PROGRESS, levels=levels, current=19, search=SEARCH))
+    assert len(shown) <= 20
+    assert max(map(len, shown)) <= 80
+
+
+def test_what_is_good_is_shown_beside_what_failed() -> None:
+    ended = replace(DONE, good_share=0.97)
+    shown = frame(replace(PROGRESS, levels=(ended, *LEVELS[1:]), good_share=0.5))
+    assert shown[2].endswith("good 97 %")
+    assert "2 in flight · good 50 %" in shown[-3]
+    (line, current) = lines(replace(PROGRESS, levels=(ended, *LEVELS[1:]), good_share=0.5))
+    assert line.endswith("0 failed · good 97 %")
+    assert "good 50 %" in current
+
+
 # Plain lines
+
+
+def test_a_search_is_told_in_words_and_its_levels_are_not_counted_down() -> None:
+    (line,) = lines(replace(PROGRESS, levels=LEVELS, search=SEARCH, remaining_s=None))
+    assert line.startswith("0:20 level 2 · 2 users")
+    assert line.endswith(" · search: 8 passes, 16 fails, next 11, about 6 probes · random weights")
 
 
 def test_plain_lines_come_once_an_interval_however_often_the_view_is_updated() -> None:

@@ -19,6 +19,7 @@ from scipy import stats
 from loadbench.engine.crew import Crew, workers_wanted
 from loadbench.engine.load import Clock
 from loadbench.engine.merge import merge_shards, parts
+from loadbench.engine.recorder import Limits, Recorder
 from loadbench.hdr import HlogReader, split_tag
 from loadbench.records import Closed, Level, Load, Open, Request, Trace
 from loadbench.scenario.prompts import PromptMix
@@ -176,6 +177,38 @@ async def test_a_worker_that_hangs_is_killed_and_makes_the_run_invalid(
         assert crew.failure is not None and "said nothing for 1 s and was killed" in crew.failure
         assert crew.stop_reason == "worker_died"
         assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+
+
+async def test_what_is_good_is_counted_over_workers_as_the_report_counts_it(tmp_path: Path) -> None:
+    clock = Clock()
+    slo = {"ttft": {"p50": "1ms", "p95": "20ms"}, "e2e": {"p95": "10s"}}
+    scenario = Scenario.model_validate({"prompts": [{"name": "a", "text": "one"}], "slo": slo})
+    async with scripted(first_token_jitter_ms=40) as server, Crew(tmp_path, clock, 0, lambda: None) as crew:
+        crew.talk_to(wire_to(server.port))
+        await crew.hire(2, scenario.public_json(), tmp_path)
+        await asyncio.wait_for(crew.measure(whole(Closed(8)), PromptMix(scenario, tmp_path), 2.0), 30)
+        counters = crew.counters()
+    found = [row for shard in ("0", "1") for row in load_rows(tmp_path / "shards" / shard)]
+    within = [row["first_token_ns"] - row["sent_ns"] <= 20e6 for row in found if row["outcome"] == "ok"]
+    assert counters.ended == len(found)
+    assert counters.good == sum(within)
+    assert 0 < counters.good < counters.ended
+
+
+def test_what_is_good_in_open_loop_counts_from_when_it_was_due(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 0, lambda error: None)
+    limits = Scenario.model_validate({"slo": {"ttft": {"p50": "3s"}, "gap": {"p99": "1ms"}, "goodput": "90%"}}).slo
+    recorder.limits = Limits.of(limits)
+    late = sample(Request(0, PROMPT, 0), 2_000_000_000, 6_000_000_000)._replace(first_token_ns=4_000_000_000)
+    counted = []
+    for from_due in (False, True):
+        recorder.begin_level(0, 0, from_due=from_due)
+        recorder.add(late)
+        recorder.add(late._replace(outcome="truncated"))
+        counted.append(recorder.good)
+    recorder.close()
+    assert counted == [1, 0]
+    assert Limits.of(Scenario.model_validate({"slo": {"error_rate": "1%"}}).slo) is None
 
 
 async def test_a_level_that_a_worker_cannot_measure_ends_the_run_with_the_reason(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
+from loadbench.analysis.road import is_over
 from loadbench.analysis.stats import Distribution
 from loadbench.analysis.summary import ClosedLoad, Kind, Level, OpenLoad
 from loadbench.records import load_title
 from loadbench.report.words import NONE, figure, octets, percentile, share
 
 CUT_SHORT = "*"  # stands after the load of a level that did not end as planned
+OVER = "↑"  # after the load of one that was over capacity
 Value = str | int | float | None
 
 
@@ -95,7 +97,8 @@ _RATES = {
     "requests_per_s": (3, "req/s"),
     "output_tokens_per_s": (1, "tok/s"),
     "output_tokens_per_s_per_user": (8, "tok/s/user"),
-    "goodput_share": (12, "goodput"),
+    "goodput_per_s": (6, "good/s"),
+    "goodput_share": (3, "goodput"),
     "stalled_share": (16, "stalled"),
 }
 # Ranks of the latencies: as the headline of closed loop, as that of open loop, and as service time beside the latter.
@@ -182,7 +185,12 @@ def _of_open(name: str) -> Callable[[Level], Value]:
 
 
 def _load(level: Level) -> str:
-    return load_title(level.load) + ("" if level.complete else f" {CUT_SHORT}")
+    marks = [OVER] if is_over(level.road) else []
+    return " ".join([load_title(level.load), *marks, *([] if level.complete else [CUT_SHORT])])
+
+
+def _road(level: Level) -> str | None:
+    return None if level.road is None else level.road.result
 
 
 def _users(level: Level) -> int | None:
@@ -214,6 +222,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("concurrency", "users", _users),
     Column("rate_per_s", "asked", _of_open("rate_per_s"), unit="/s"),
     Column("arrivals", "arrivals", _of_open("arrivals")),
+    Column("purpose", "purpose", lambda level: level.purpose),
     Column("complete", "complete", lambda level: "yes" if level.complete else "no"),
     Column("window_s", "window", lambda level: level.window_s, unit="s"),
     Column("warmup_trimmed_s", "warm-up", lambda level: level.warmup_trimmed_s, unit="s"),
@@ -233,6 +242,8 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("output_tokens", "tokens", lambda level: level.tokens.output_total),
     Column("slo", "SLO", slo_result, closed=3, open=3, show=_mark),
+    Column("road", "road", _road),
+    Column("road_left_s", "left at", lambda level: level.road.left_s if level.road else None, unit="s"),
     Column("cautions", "cautions", _cautions, closed=19, open=19, show=lambda about: about or "–"),
     Column("target_state", "target", lambda level: level.target.state, closed=18, open=18),
     Column("target_rss_before_bytes", "RSS before", lambda level: level.target.rss_bytes.before),

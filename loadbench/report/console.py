@@ -19,15 +19,16 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from loadbench.analysis.summary import Caution, Summary
-from loadbench.report import content
+from loadbench.report import content, findings
 from loadbench.report.content import Cells, Table
 from loadbench.report.escape import plain
+from loadbench.report.findings import Finding, Stands
 
 TEXT_WIDTH = 100  # prose in longer lines is hard to read
-KIND_ROWS = 30  # a longer table by kind is for report.md
+MOST_ROWS = 30  # a longer table by kind, or by interval, is for report.md
 GAP = 2  # columns between two cells
 DETAIL = 400  # characters of a caution; servers' error texts may be pages
-RESULT_STYLES = {"pass": "green", "fail": "bold red", "?": "yellow"}
+RESULT_STYLES = {"pass": "green", "fail": "bold red", "?": "yellow", "undecided": "yellow"}
 
 
 def print_report(summary: Summary, run_dir: Path, stream: TextIO | None = None, *, quiet: bool = False) -> None:
@@ -46,7 +47,8 @@ def _report(console: Console, summary: Summary) -> None:
         _prose(console, Text(plain(line), "dim"))
     console.print()
     _prose(console, Text(plain(summary.verdict.text, limit=10_000)))
-    told = [*content.level_tables(summary), *(t for t in content.kind_tables(summary) if len(t.rows) <= KIND_ROWS)]
+    kinds = (table for table in content.kind_tables(summary) if len(table.rows) <= MOST_ROWS)
+    told = [*content.level_tables(summary), *findings.interval_tables(summary, MOST_ROWS), *kinds]
     tables = [_fitted(table, console.width) for table in told]
     for table in tables:
         _table(console, table)
@@ -55,6 +57,8 @@ def _report(console: Console, summary: Summary) -> None:
         _prose(console, Text(note, "dim"))
     if tables != told:
         _prose(console, Text("More columns: in a wider terminal, in report.md and in summary.csv", "dim"))
+    for finding in findings.findings(summary):
+        _finding(console, finding)
     _facts(console, summary)
     failures, cautions = content.doubts(summary)
     counts = content.failure_counts(summary)
@@ -80,7 +84,12 @@ def _whole_line(console: Console, label: str, text: str) -> None:
 
 
 def _facts(console: Console, summary: Summary) -> None:
-    facts = [*content.slo_lines(summary), ("memory", content.memory(summary)), ("client", content.client(summary))]
+    facts = [
+        *content.slo_lines(summary),
+        *(("not run", line) for line in findings.not_run(summary)),
+        ("memory", content.memory(summary)),
+        ("client", content.client(summary)),
+    ]
     told = [(Text(name, "bold"), Text(plain(fact))) for name, fact in facts if fact]
     if told:
         console.print()
@@ -119,13 +128,30 @@ def _table(console: Console, table: Table) -> None:
     # The box has a blank between two columns; with one of padding on its left that is the gap.
     grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, GAP - 1))
     for column in table.columns:
-        justify: Literal["left", "right"] = "right" if column.rank else "left"
+        justify: Literal["left", "right"] = "right" if column.rank and not column.left else "left"
         grid.add_column(Text("\n".join(column.heading)), justify=justify, vertical="bottom", no_wrap=True)
     for row in table.rows:
         grid.add_row(*(Text(plain(cell), RESULT_STYLES.get(cell, "")) for cell in row))
     console.print(grid)
     if table.note:
         _prose(console, Text(table.note, "dim"))
+
+
+def _finding(console: Console, finding: Finding) -> None:
+    """Short words on the left, the reason wraps on the right."""
+    console.print()
+    console.print(Text.assemble((plain(finding.model), "bold"), f" · {finding.title}"))
+    rows = [[plain(cell.text if isinstance(cell, Stands) else cell) for cell in row] for row in finding.rows]
+    # A reason that no row has needs no column.
+    kept = [i for i in range(len(finding.headings)) if any(row[i] for row in rows)]
+    grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, GAP - 1))
+    for index in kept:
+        grid.add_column(finding.headings[index], overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(row[index], RESULT_STYLES.get(row[index], "")) for index in kept))
+    console.print(grid, width=min(TEXT_WIDTH, console.width))
+    for note in finding.notes:
+        _prose(console, Text(plain(note)))
 
 
 def _fitted(table: Table, room: int) -> Table:

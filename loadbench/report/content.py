@@ -14,18 +14,20 @@ from loadbench.analysis.stats import FLOORS, LEASTS, Distribution
 from loadbench.analysis.summary import Caution, ClosedLoad, Level, Model, SloClause, Summary
 from loadbench.outcomes import OUTCOMES
 from loadbench.records import load_title
-from loadbench.report.columns import COLUMNS, CUT_SHORT, Column, of_kind, ranked_columns
+from loadbench.report.columns import COLUMNS, CUT_SHORT, OVER, Column, of_kind, ranked_columns
 from loadbench.report.words import NONE, clock, count, milliseconds, octets, percentile, share
 
 CLOSED = "closed loop: service time at concurrency N"
 OPEN = "open loop: response time, counted from when a request was due"
+SEARCH = "search, "
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
     """One column of a table, a cell a row. ``heading`` is lines; a high rank goes first where room is short.
 
-    ``statistic`` is such as ``p95``, empty for what is none; ``indicative`` and ``missing``: some cell is.
+    ``statistic`` is such as ``p95``, empty for what is none; ``indicative`` and ``missing``: some cell is. ``left``: it
+    begins where its column does, as names do and bars.
     """
 
     heading: tuple[str, ...]
@@ -34,16 +36,21 @@ class Cells:
     statistic: str = ""
     indicative: bool = False
     missing: bool = False
+    left: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Levels of one model and one kind of load; ``note`` names what no row has a value of, and why."""
+    """Levels of one model and one kind of load; ``note`` names what no row has a value of, and why.
+
+    ``levels`` are the indices of the rows' levels in the one table that others point to.
+    """
 
     model: str
     title: str
     columns: tuple[Cells, ...]
     note: str | None
+    levels: tuple[int, ...] = ()
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
@@ -52,8 +59,13 @@ class Table:
 
 
 def level_tables(summary: Summary) -> list[Table]:
-    """One table per model and kind of load, a row a level."""
-    return [_table(levels, CLOSED if isinstance(levels[0].load, ClosedLoad) else OPEN) for levels in _groups(summary)]
+    """One table per model and kind of load, a row a level; a search has one of its own."""
+    tables = []
+    for levels in _groups(summary):
+        title = CLOSED if isinstance(levels[0].load, ClosedLoad) else OPEN
+        table = _table(levels, title if levels[0].purpose == "level" else SEARCH + title)
+        tables.append(replace(table, levels=tuple(level.index for level in levels)))
+    return tables
 
 
 def kind_tables(summary: Summary) -> list[Table]:
@@ -68,7 +80,7 @@ def kind_tables(summary: Summary) -> list[Table]:
 
 
 def _groups(summary: Summary) -> Iterator[list[Level]]:
-    for _, levels in groupby(summary.levels, lambda level: (level.model, level.load.kind)):
+    for _, levels in groupby(summary.levels, lambda x: (x.model, x.load.kind, x.purpose == "level")):
         yield list(levels)
 
 
@@ -119,7 +131,10 @@ def footnotes(tables: Iterable[Table]) -> list[str]:
     if any(column.missing for column in columns):
         needed = _needed(LEASTS, {column.statistic for column in columns if column.missing})
         notes.append(f"{NONE}: none, or on too few samples to tell it from the maximum{needed}")
-    if any(CUT_SHORT in cell for column in columns if column.rank == 0 for cell in column.cells):
+    loads = [cell for column in columns if column.rank == 0 for cell in column.cells]
+    if any(OVER in cell for cell in loads):
+        notes.append(f"{OVER} over capacity: more came than went, and the latencies only say how long the level was")
+    if any(CUT_SHORT in cell for cell in loads):
         notes.append(f"{CUT_SHORT} the level did not end as planned")
     return notes
 
@@ -159,7 +174,7 @@ def slo_lines(summary: Summary) -> list[tuple[str, str]]:
     """Each clause of the SLO with where it passed, failed or could not be decided, and by what value."""
     clauses: dict[str, dict[str, list[str]]] = {}
     for level in summary.levels:
-        for clause in level.slo:
+        for clause in level.slo if level.purpose == "level" else ():  # a search tells of its probes itself
             told = clauses.setdefault(f"{clause.clause} {_limit(clause)}", {})
             where = place(summary, level)
             if clause.value is None:

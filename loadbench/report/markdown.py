@@ -1,6 +1,7 @@
 """Writes report.md, GitHub-flavoured: what the console says, then the environment, the scenario and the definitions.
 
-Every text that is not ours goes through ``markdown`` or ``code``; tables get nothing else.
+Every text that is not ours goes through ``markdown`` or ``code``; tables get nothing else, but for the anchor of a
+level's row and the links to it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import yaml
 
 from loadbench.analysis.metrics import METRICS
 from loadbench.analysis.summary import Caution, Summary
-from loadbench.report import content
+from loadbench.records import load_title
+from loadbench.report import content, findings
 from loadbench.report.content import Table
 from loadbench.report.escape import code, markdown, plain
+from loadbench.report.findings import Stands
 
 PRIVATE = {"model_cache_path"}  # somebody's home, of no use to who reads a report elsewhere
 
@@ -25,8 +28,10 @@ def markdown_text(summary: Summary, scenario: Mapping[str, Any]) -> str:
     blocks = [
         f"# loadbench: {markdown(summary.name)}",
         markdown(content.run_line(summary)),
-        markdown(summary.verdict.text, limit=10_000),
+        _pointing(markdown(summary.verdict.text, limit=10_000), summary),
+        *_findings(summary),
         *_levels(summary),
+        *_over_time(summary),
         *_intervals(summary),
         *_facts(summary),
         *_doubts(summary),
@@ -57,10 +62,48 @@ def _levels(summary: Summary) -> Iterator[str]:
 def _tables(tables: Iterable[Table]) -> Iterator[str]:
     for table in tables:
         yield f"{code(table.model)}, {table.title}"
-        names = sum(column.rank == 0 for column in table.columns)
-        yield _table([" ".join(column.heading) for column in table.columns], table.rows, left=names)
+        rows = [[markdown(cell) for cell in row] for row in table.rows]
+        for row, level in zip(rows, table.levels, strict=bool(table.levels)):
+            row[0] = f'<a id="level-{level}"></a>{row[0]}'
+        left = [column.left or column.rank == 0 for column in table.columns]
+        yield _lines([" ".join(column.heading) for column in table.columns], rows, left)
         if table.note:
             yield markdown(table.note)
+
+
+def _findings(summary: Summary) -> Iterator[str]:
+    """What the verdict stands on, each row with links to its levels."""
+    told, numbers, left_out = findings.findings(summary), findings.points(summary), findings.not_run(summary)
+    if told or left_out:
+        yield "## What the verdict stands on"
+    for finding in [*told, *numbers]:
+        yield f"{code(finding.model)}, {markdown(finding.title)}"
+        rows = [[_cell(cell, summary) for cell in row] for row in finding.rows]
+        yield _lines(finding.headings, rows, [True] * len(finding.headings))
+        if finding.notes:
+            yield "\n".join(f"- {_pointing(markdown(note), summary)}" for note in finding.notes)
+    if left_out:
+        yield "\n".join(f"- not run: {markdown(line)}" for line in left_out)
+
+
+def _cell(cell: str | Stands, summary: Summary) -> str:
+    if isinstance(cell, str):
+        return _pointing(markdown(cell), summary)
+    named = (level for level in summary.levels if level.index in cell.levels)
+    return ", ".join(f"[{markdown(load_title(level.load))}](#level-{level.index})" for level in named) or "–"
+
+
+def _pointing(text: str, summary: Summary) -> str:
+    """Markdown in which ``level 3`` is a link to that level's row."""
+    known = {str(level.index) for level in summary.levels}
+    return re.sub(r"\blevel (\d+)\b", lambda m: f"[{m[0]}](#level-{m[1]})" if m[1] in known else m[0], text)
+
+
+def _over_time(summary: Summary) -> Iterator[str]:
+    tables = findings.interval_tables(summary)
+    if tables:
+        yield "## Over time"
+    yield from _tables(tables)
 
 
 def _intervals(summary: Summary) -> Iterator[str]:
@@ -128,12 +171,15 @@ def _definitions() -> Iterator[str]:
     yield _table(("metric", "unit", "definition"), [(row.title, row.unit, row.definition) for row in METRICS.values()])
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int | None = None) -> str:
-    """A table with its cells escaped; columns after the first ``left`` are aligned to the right (None: none is)."""
-    numbers = 0 if left is None else len(headings) - left
-    rule = ["---"] * (len(headings) - numbers) + ["---:"] * numbers
-    lines = [map(markdown, headings), rule, *(map(markdown, row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of words."""
+    return _lines(headings, [[markdown(cell) for cell in row] for row in rows], [True] * len(headings))
+
+
+def _lines(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[bool]) -> str:
+    """A table of cells that are Markdown already; columns that are not ``left`` are aligned to the right."""
+    rule = ["---" if begins else "---:" for begins in left]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [[*map(markdown, headings)], rule, *rows])
 
 
 def _fenced(text: str, language: str) -> str:

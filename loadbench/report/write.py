@@ -1,4 +1,4 @@
-"""Turns a run directory into summary.json, summary.csv and report.md; `run` ends here, `report` begins here."""
+"""Turns a run directory into its reports: JSON, CSV and Markdown; `run` ends here, `report` begins here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loadbench.errors import UsageError
 from loadbench.files import write_whole
 from loadbench.report.hgrm import write_hgrm
 from loadbench.report.markdown import markdown_text
-from loadbench.report.tables import csv_text
+from loadbench.report.tables import csv_text, intervals_csv_text
 
 
 def _warn(line: str) -> None:
@@ -24,7 +24,7 @@ def _warn(line: str) -> None:
 
 
 def write_report(run_dir: Path, *, hgrm: bool = False, warn: Callable[[str], None] = _warn) -> Summary:
-    """Read the directory and write its three reports, each whole; UsageError where it is no run.
+    """Read the directory and write its reports, each whole; UsageError where it is no run.
 
     ``hgrm`` asks for the percentile distributions too. ``warn`` gets a line for what cannot be written, as in a
     directory that may only be read: the summary is there to be shown all the same.
@@ -36,6 +36,8 @@ def write_report(run_dir: Path, *, hgrm: bool = False, warn: Callable[[str], Non
         "summary.csv": csv_text(summary).encode(),
         "report.md": markdown_text(summary, run.facts["scenario"]).encode(),
     }
+    if (intervals := intervals_csv_text(summary)) is not None:
+        texts["intervals.csv"] = intervals.encode()
     unwritten = []
     writers = [partial(write_whole, run_dir / name, data) for name, data in texts.items()]
     for write in [*writers, *([partial(write_hgrm, run)] if hgrm else [])]:
