@@ -204,7 +204,7 @@ async def run_loadbench(port: int, streams: int, tokens: int, spacing_s: float, 
     )
     with tempfile.TemporaryDirectory() as name:
         clock = Clock()
-        async with Shard(Path(name), clock, time.time_ns(), lambda: None) as shard:
+        async with Shard(Path(name), clock, time.time_ns()) as shard:
             shard.talk_to(wire)
             level = Level(0, 0, MODEL, Closed(streams), tally.seconds, None, 0, 1, spacing_s)
             await shard.prepare(level)

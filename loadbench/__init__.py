@@ -19,13 +19,14 @@ One path, five rooms::
     files.py     writes a file whole
     platform.py  what differs between operating systems
     runner.py    the order of things; course.py decides what is measured next, journal.py keeps run.json
+    vigil.py     watches the target's memory beside the run; aftermath.py sees to a target that has died
     progress.py  tells the live view where the run is
     calibrate.py what the client can take on this machine, and how far its stamps are off
     cli.py       words and exit codes
 
 Left of the run directory the program measures and never summarises; right of it it summarises and never sends.
 A module imports only from its own room, rooms to its left and the plain modules, which are the first six below the
-picture; ``runner``, ``course``, ``journal``, ``progress``, ``calibrate`` and ``cli`` stand above all.
+picture; the others below it stand above all.
 ``tests/test_house.py`` walks the imports and holds this picture true.
 """
 

@@ -10,15 +10,15 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from loadbench import __version__
 from loadbench.errors import LoadbenchError, UsageError
+from loadbench.records import Find
 
 if TYPE_CHECKING:
-    from loadbench.course import Find
     from loadbench.scenario.load import Loaded
 
 INTERRUPTED = 130
@@ -29,13 +29,17 @@ class _Commands(click.Group):
     """Turns our errors into one line and their exit code, wherever they come from."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted([*super().list_commands(context), "fake"])
+        return sorted([*super().list_commands(context), "fake", "probe"])
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name == "fake":  # its options come from the script's fields: 0.1 s that only it should pay
             from loadbench.target.fake_cli import fake_command
 
             return fake_command
+        if name == "probe":
+            from loadbench.target.probe_cli import probe_command
+
+            return probe_command
         return super().get_command(context, name)
 
     def invoke(self, context: click.Context) -> Any:
@@ -79,31 +83,58 @@ def _scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--requests", type=int, metavar="N", help="Stop every level after so many."),
         click.option("--seed", type=int, help="Everything random comes from it."),
         click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent with every request."),
+        click.option("--memory-limit", metavar="SIZE", help="Most memory of the embedded service: 2GiB."),
     )
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def _load(options: dict[str, Any]) -> Any:
+_find_option = click.option(
+    "--find",
+    type=click.Choice(get_args(Find)),
+    help="Search for the largest load that keeps the scenario's SLO, instead of measuring its stages.",
+)
+
+
+def _load(options: dict[str, Any], find: Find | None = None) -> Any:
     from loadbench.scenario.load import Overrides, load_scenario
 
+    if find is not None:
+        _fit_search(find, options)
     path = options.pop("scenario")
     return load_scenario(path, Overrides(**options), os.environ)
+
+
+def _fit_search(find: Find, options: dict[str, Any]) -> None:
+    """Refuse the flags that a search would have to ignore."""
+    ours, other = ("concurrency", "rate") if find == "max-concurrency" else ("rate", "concurrency")
+    bounds = "1..64" if find == "max-concurrency" else "1/s..32/s"
+    if (given := options[other]) is not None:
+        raise UsageError(f"--{other}: expected --{ours} {bounds}, or neither, beside --find {find}, got {given}")
+    if (given := options[ours]) is not None and not ("," in given or ".." in given):
+        raise UsageError(f"--{ours}: expected two loads to search between, {bounds}, beside --find {find}, got {given}")
+    if (given := options["requests"]) is not None:
+        raise UsageError(f"--requests: expected none beside --find, whose probes take what the SLO needs, got {given}")
 
 
 @main.command()
 @_scenario_options
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the results; new or empty.")
-@click.option(
-    "--find",
-    type=click.Choice(["max-concurrency", "max-rate"]),
-    help="Search for the largest load that keeps the scenario's SLO, instead of measuring its stages.",
-)
+@_find_option
 @click.option("--workers", metavar="N|auto", default="1", show_default=True, help="Load processes.")
+@click.option("--i-own-the-target", is_flag=True, help="Let a memory ladder load it until it fails, though not ours.")
 @click.option("--quiet", is_flag=True, help="Show nothing but errors and the last lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout, and nothing else there.")
-def run(out: Path | None, find: Find | None, workers: str, quiet: bool, as_json: bool, **options: Any) -> None:
+def run(
+    out: Path | None,
+    find: Find | None,
+    workers: str,
+    i_own_the_target: bool,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Run SCENARIO and report what happened.
 
     A bearer key for an endpoint comes from OPENAI_API_KEY or --header; it is sent and never stored. Ctrl-C once
@@ -115,7 +146,7 @@ def run(out: Path | None, find: Find | None, workers: str, quiet: bool, as_json:
     from loadbench.report.live import choose_view
     from loadbench.runner import Order, Run
 
-    loaded = _load(options)
+    loaded = _load(options, find)
     key = os.environ.get("OPENAI_API_KEY")
     order = Order(
         loaded=loaded,
@@ -125,6 +156,7 @@ def run(out: Path | None, find: Find | None, workers: str, quiet: bool, as_json:
         headers={"Authorization": f"Bearer {key}"} if key else {},
         workers=_workers(workers),
         find=find,
+        i_own_the_target=i_own_the_target,
     )
     view = choose_view(quiet=quiet, keep=not sys.stdout.isatty())
     the_run = Run(order, view)
@@ -169,11 +201,18 @@ def _tell(directory: Path, *, quiet: bool, as_json: bool, hgrm: bool = False) ->
 
 @main.command()
 @_scenario_options
-def check(**options: Any) -> None:
+@_find_option
+def check(find: Find | None, **options: Any) -> None:
     """Validate SCENARIO without any traffic and print its plan: levels, requests, estimated time."""
     from loadbench.report.plan import print_plan
 
-    print_plan(_load(options))
+    loaded = _load(options, find)
+    if find is None:
+        print_plan(loaded)
+        return
+    from loadbench.course import sought
+
+    print_plan(loaded, search=sought(find, loaded).plan())
 
 
 @main.command()

@@ -13,30 +13,32 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadbench.analysis.stats import FLOORS
+from loadbench.aftermath import Found
+from loadbench.analysis.stats import FLOORS, TELLS
 from loadbench.engine.crew import Crew
 from loadbench.errors import UsageError
 from loadbench.journal import Journal
 from loadbench.progress import Watch
-from loadbench.records import Closed, Level, Load, Open, load_title
+from loadbench.records import Closed, Find, Level, Load, Open, load_title
 from loadbench.report.frame import Bracket
 from loadbench.report.words import count
 from loadbench.scenario.load import Loaded
+from loadbench.scenario.memory import MemoryLadder
 from loadbench.scenario.schema import Slo
 from loadbench.scenario.stage import DEFAULT_DURATION, Stage
 from loadbench.scenario.units import DURATION
+from loadbench.vigil import FLOOR, Vigil
 
 if TYPE_CHECKING:
     from loadbench.analysis import summary
     from loadbench.analysis.findings import Probe, Search
     from loadbench.analysis.search import Step
+    from loadbench.report.plan import SearchPlan
     from loadbench.scenario.shapes import StopRules
-
-Find = Literal["max-concurrency", "max-rate"]
 
 DEFAULT_BOUNDS = {"max-concurrency": (1.0, 256.0), "max-rate": (0.5, 256.0)}
 """Users and requests/s between which a search looks where the scenario names no two loads."""
@@ -45,7 +47,9 @@ RESOLUTION = 0.05  # of the load: as near as a search comes to its answer
 FEWEST = 50  # requests of a probe, however lenient the SLO
 OPEN_TIMES = 3  # more under a rate: waits for a server resemble their neighbours, and 400 of them say what 100 would
 MARGIN = 1.1  # more requests than the percentile's floor: some fail, some are left out as a warm-up
+MOST_FOR_SHARES = 1000  # requests, for an error rate of 0.3 %; of a smaller one the probe says that it hardly tells it
 LONGEST_S, LONGEST_TIMES = 60.0, 3  # a probe may take, or so many times the stage's duration
+LEAST_S = 1.0  # left of a stage's time: with less no level of it is begun any more
 PROBES = 1 << 20  # part of a probe's seed: no stage has this number
 
 
@@ -76,6 +80,17 @@ class Sought:
         """The load of a probe."""
         like = self.like.load
         return Closed(round(load)) if isinstance(like, Closed) else replace(like, rate_per_s=load)
+
+    def plan(self) -> SearchPlan:
+        """What ``check`` tells of it."""
+        from loadbench.analysis.search import MOST_CONFIRMATIONS, MOST_PROBES
+        from loadbench.report.plan import SearchPlan
+
+        like, probe_s = self.like, self.like.at_most_s or LONGEST_S
+        most_s = (MOST_PROBES + 2 * MOST_CONFIRMATIONS) * probe_s
+        most_s += (MOST_PROBES + MOST_CONFIRMATIONS - 1) * self.rest_s
+        levels = (MOST_PROBES, MOST_CONFIRMATIONS)
+        return SearchPlan(self.find, self.at(self.low), self.at(self.high), like, self.resolution, levels, most_s)
 
     def level(self, index: int, model: str, step: Step, number: int) -> Level:
         """Probe ``number`` of a model. A confirmation is twice as much of everything, so that it is the firmer one."""
@@ -124,7 +139,7 @@ def _stage_for(find: Find, stages: Sequence[Stage]) -> tuple[int, Stage, list[Cl
     """The first stage of the loop that is searched whose loads stay where they are, else a default one."""
     kind = Closed if find == "max-concurrency" else Open
     for number, stage in enumerate(stages):
-        loads = [] if stage.trace is not None else list(stage.loads())
+        loads = [] if stage.trace is not None or stage.memory is not None else list(stage.loads())
         if loads and all(isinstance(load, kind) and not load.legs for load in loads):
             return number, stage, loads
     usual = {"concurrency": 1} if find == "max-concurrency" else {"rate": "1/s"}
@@ -133,21 +148,32 @@ def _stage_for(find: Find, stages: Sequence[Stage]) -> tuple[int, Stage, list[Cl
 
 
 def _requests_for(slo: Slo, max_tokens: int) -> int:
-    """So many requests that the strictest percentile that the SLO names is firm. An answer has many gaps."""
+    """So many requests that the strictest percentile that the SLO names is firm, and within reason its shares.
+
+    An answer has many gaps.
+    """
     limits = [
         math.ceil(FLOORS[percentile] / max(1, max_tokens - 1)) if metric == "gap" else FLOORS[percentile]
         for metric, percentile, _ in slo.limits()
     ]
-    return math.ceil(round(MARGIN * max(FEWEST, *limits), 6)) if limits else FLOORS["p95"]
+    shares = [slo.error_rate or 0.0, 1 - slo.goodput if slo.goodput is not None else 0.0]
+    told = max((math.ceil(round(TELLS / share, 6)) for share in shares if share > 0), default=0)
+    firm = math.ceil(round(MARGIN * max(FEWEST, *limits), 6)) if limits else FLOORS["p95"]
+    return max(firm, min(told, MOST_FOR_SHARES))
 
 
 class Course:
-    """The levels of one model after the other; each is decided when the one before it is through."""
+    """The levels of one model after the other; each is decided when the one before it is through.
 
-    def __init__(self, journal: Journal, watch: Watch, crew: Crew) -> None:
+    ``found`` is to be how the target was found after that one.
+    """
+
+    def __init__(self, journal: Journal, watch: Watch, crew: Crew, vigil: Vigil) -> None:
+        self.found: Found | None = None
         self._journal = journal
         self._watch = watch
         self._crew = crew
+        self._vigil = vigil
 
     async def planned(self, levels: Sequence[Level], stages: Sequence[Stage]) -> AsyncGenerator[Level]:
         """The levels, stage by stage, until the stage's stop rules say that it is enough."""
@@ -155,15 +181,46 @@ class Course:
             stage, mine = stages[number], list(group)
             begun_ns = self._crew.clock.now_ns()
             for place, level in enumerate(mine, start=1):
-                yield level
+                left_s = math.inf if stage.budget_s is None else stage.budget_s - self._since_s(begun_ns)
+                if place > 1 and left_s < LEAST_S:
+                    told = f"the stage has had its {stage.budget_s:g} s: {self._since_s(begun_ns):.0f} s"
+                    self._leave_out(mine[place - 2], mine[place - 1 :], "time", told)
+                    break
+                if stage.memory is not None and (low := await self._vigil.low(stage.memory)):
+                    self._leave_out(mine[place - 2] if place > 1 else None, mine[place - 1 :], FLOOR, low)
+                    break
+                yield level if left_s == math.inf else replace(level, at_most_s=left_s)
                 done, left = mine[:place], mine[place:]
+                over = None if stage.memory is None else self._rung_ends(stage.memory)
                 if left and stage.stop is not None:
-                    elapsed_s = (self._crew.clock.now_ns() - begun_ns) / 1e9
-                    if found := await self._ask(_stop_after, stage.stop, done, elapsed_s):
-                        self._leave_out(level, left, *found)
-                        break
+                    over = await self._ask(_stop_after, stage.stop, done, self._since_s(begun_ns))
+                if left and over is not None:
+                    self._leave_out(level, left, *over)
+                    break
                 if left:
                     await self._rest(stage.rest_s)
+
+    def _since_s(self, moment_ns: int) -> float:
+        return (self._crew.clock.now_ns() - moment_ns) / 1e9
+
+    def give_up(self, after: Level, levels: Sequence[Level], because: str) -> None:
+        """Leave out what is left of the model: its target died and will not do."""
+        left = (level for level in levels if level.index > after.index)
+        for _, group in groupby(left, key=lambda level: level.stage):
+            self._leave_out(after, list(group), "target_died", because)
+
+    def _rung_ends(self, ladder: MemoryLadder) -> tuple[str, str] | None:
+        """The rule by which this rung of a memory ladder was the last, and why."""
+        found = self.found
+        if self._vigil.cut is not None:
+            return FLOOR, self._vigil.cut
+        if found is not None and (failed := found.failed.get("out_of_memory")):
+            told = f"{count(failed, 'request')} failed for want of memory, and the target is {found.state}"
+            return "memory_failure", told
+        if found is not None and found.state != "healthy":
+            return "memory_failure", f"the target is {found.state}: {'; '.join(found.evidence)}"
+        reached = self._vigil.reached(ladder)
+        return None if reached is None else ("memory_limit", reached)
 
     async def search(self, search: Sought, model: str) -> AsyncGenerator[Level]:
         """Probes until the search is over; each is planned, and written down as planned, when it is its turn."""
@@ -200,14 +257,14 @@ class Course:
             await self._crew.rest(seconds)
             self._watch.say(None)
 
-    def _leave_out(self, after: Level, left: Sequence[Level], rule: str, because: str) -> None:
-        """A rule ends a stage: write down which levels are not run, and say it."""
+    def _leave_out(self, after: Level | None, left: Sequence[Level], rule: str, because: str) -> None:
+        """A rule ends a stage, after no level of it at all: write down which levels are not run, and say it."""
         skipped = [level.index for level in left]
         self._journal.facts["not_run"].append(
             {
-                "model": after.model,
-                "stage": after.stage,
-                "after_level": after.index,
+                "model": left[0].model,
+                "stage": left[0].stage,
+                "after_level": None if after is None else after.index,
                 "rule": rule,
                 "because": because,
                 "levels": skipped,
@@ -217,11 +274,14 @@ class Course:
         self._watch.leave_out(skipped)
         were = "was" if len(left) == 1 else "were"
         titles = f"{_titles([level.load for level in left])} {were} not run"
-        self._watch.note(f"stopped the ladder after {load_title(after.load)}: {because}; {titles}")
+        where = "before its first rung" if after is None else f"after {load_title(after.load)}"
+        self._watch.note(f"stopped the ladder {where}: {because}; {titles}")
 
 
 def _titles(loads: Sequence[Load]) -> str:
-    """``16, 32 and 64 users``, ``8/s and 16/s``."""
+    """``16, 32 and 64 users``, ``8/s and 16/s``, ``3 rungs``."""
+    if any(isinstance(load, Closed) and load.ask is not None for load in loads):
+        return count(len(loads), "rung")
     if all(isinstance(load, Closed) and not load.legs for load in loads):
         *first, last = (load.concurrency for load in loads if isinstance(load, Closed))
         told = [*(f"{users:,}" for users in first), count(last, "user")]
@@ -247,8 +307,7 @@ def _bracket(search: Sought, so_far: Search, step: Step) -> Bracket:
 def _so_far(folder: Path, levels: Sequence[Level]) -> list[summary.Level]:
     from loadbench.analysis.summarise import so_far
 
-    wanted = {level.index for level in levels}
-    return [level for level in so_far(folder) if level.index in wanted]
+    return list(so_far(folder, {level.index for level in levels}))
 
 
 def _stop_after(folder: Path, rules: StopRules, done: Sequence[Level], elapsed_s: float) -> tuple[str, str] | None:

@@ -60,6 +60,7 @@ class Journal:
             "levels": [],
             "not_run": [],
             "find": None,
+            "memory": None,
         }
 
     def write(self, status: str, reason: str | None = None, ended: bool = False) -> None:

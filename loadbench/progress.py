@@ -13,16 +13,22 @@ from loadbench.engine.shard import Shard
 from loadbench.records import Level, load_title
 from loadbench.report.frame import Bracket, LevelProgress, Progress
 from loadbench.report.live import View
+from loadbench.vigil import Vigil
 
 RATE_WINDOW_NS = 5_000_000_000
 """Rates "now" are those of the last five seconds: long enough to be calm, short enough to see a stall."""
 
 
 class Watch:
-    """What the view is told. The runner says where it is; ``shard`` is read for the figures."""
+    """What the view is told. The runner says where it is; ``shard`` and ``vigil`` are read for the figures.
+
+    ``restarts`` counts how often the target was started anew after a death.
+    """
 
     def __init__(self, view: View, name: str, clock: Clock) -> None:
         self.shard: Shard | None = None
+        self.vigil: Vigil | None = None
+        self.restarts = 0
         self._view = view
         self._name = name
         self._clock = clock
@@ -65,6 +71,7 @@ class Watch:
     def judge(self, level: Level, result: str) -> None:
         """What the search makes of a level."""
         self._levels[level.index] = replace(self._levels[level.index], result=result)
+        self._view.update(self._progress())
 
     def leave_out(self, levels: Sequence[int]) -> None:
         """These will not come after all."""
@@ -86,13 +93,14 @@ class Watch:
         self._marks.append((self._clock.now_ns(), 0, 0))
 
     def end(self, level: Level) -> None:
-        """The level is over: its line keeps the figures of its last seconds until the report has better ones."""
-        progress = self._progress()
+        """The level is over: its line keeps its figures as a whole until the report has better ones."""
+        assert self.shard is not None
+        progress, counters, issued_s = self._progress(), self.shard.counters(), self.shard.issued_s
         self._levels[level.index] = replace(
             self._levels[level.index],
             ended=True,
-            requests_per_s=progress.requests_per_s,
-            tokens_per_s=progress.tokens_per_s,
+            requests_per_s=counters.ok_in_time / issued_s if issued_s > 0 else None,
+            tokens_per_s=counters.chunks_in_time / issued_s if issued_s > 0 and self._streamed else None,
             p50_ms=progress.p50_ms,
             p95_ms=progress.p95_ms,
             failed=sum(progress.failures.values()),
@@ -117,13 +125,15 @@ class Watch:
             remaining_s=self._remaining_s(now_ns),
             latency="TTFT" if self._streamed else "E2E",
             target_rss_bytes=None if shard is None else shard.target_rss,
+            memory=None if self.vigil is None else self.vigil.shown(),
+            restarts=self.restarts,
             message=self._message,
             search=self._search,
         )
         if shard is None or level is None:
             return base
         counters = shard.counters()
-        since_ns, ended, chunks = self._mark(now_ns, counters.ended, counters.chunks)
+        since_ns, ok, chunks = self._mark(now_ns, counters.outcomes["ok"], counters.chunks)
         elapsed_s = (now_ns - since_ns) / 1e9
         histogram = counters.ttft if self._streamed else counters.e2e
         p50_ns = histogram.percentile(50)
@@ -132,7 +142,7 @@ class Watch:
             base,
             share=_share(level, shard.start_ns, counters.issued, now_ns),
             in_flight=counters.in_flight,
-            requests_per_s=(counters.ended - ended) / elapsed_s if elapsed_s > 0 else None,
+            requests_per_s=(counters.outcomes["ok"] - ok) / elapsed_s if elapsed_s > 0 else None,
             tokens_per_s=(counters.chunks - chunks) / elapsed_s if elapsed_s > 0 and self._streamed else None,
             p50_ms=None if p50_ns is None else p50_ns / 1e6,
             p95_ms=None if p95_ns is None else p95_ns / 1e6,
@@ -145,10 +155,10 @@ class Watch:
             return self.shard.phase
         return "between levels" if any(level.ended for level in self._levels) else "setting up"
 
-    def _mark(self, now_ns: int, ended: int, chunks: int) -> tuple[int, int, int]:
+    def _mark(self, now_ns: int, ok: int, chunks: int) -> tuple[int, int, int]:
         """Note where the counters are; returns the oldest note inside the rate's window."""
         marks = self._marks
-        marks.append((now_ns, ended, chunks))
+        marks.append((now_ns, ok, chunks))
         while len(marks) > 2 and marks[1][0] < now_ns - RATE_WINDOW_NS:
             marks.popleft()
         return marks[0]

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+Find = Literal["max-concurrency", "max-rate"]
+"""What ``--find`` looks for: the most users, or the highest rate, that keep the SLO."""
 
 STALL_NS = 1_000_000_000
 """A gap between content chunks above this is a stall: what a reader feels as frozen."""
@@ -93,20 +96,39 @@ def at(legs: Sequence[Leg], since_s: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """What every request of a level asks for in place of the mix: made-up prompts and answers of these lengths."""
+
+    max_tokens: int
+    input_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """What a stream may come to hold."""
+        return self.input_tokens + self.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
-    """N users; each sends its next request when its last one is done. With ``legs`` N is the most there ever are."""
+    """N users; each sends its next request when its last one is done. With ``legs`` N is the most there ever are.
+
+    With ``ask`` it is a rung of a memory ladder.
+    """
 
     concurrency: int
     legs: tuple[Leg, ...] = ()
+    ask: Ask | None = None
 
     def as_json(self) -> dict[str, Any]:
         told: dict[str, Any] = {"kind": "closed", "concurrency": self.concurrency}
-        return told | ({"legs": [asdict(leg) for leg in self.legs]} if self.legs else {})
+        told |= {"legs": [asdict(leg) for leg in self.legs]} if self.legs else {}
+        return told | ({"ask": asdict(self.ask)} if self.ask else {})
 
     @classmethod
     def from_json(cls, load: dict[str, Any]) -> Closed:
         """The load that ``as_json`` wrote."""
-        return cls(load["concurrency"], _legs(load))
+        ask = load.get("ask")
+        return cls(load["concurrency"], _legs(load), None if ask is None else Ask(**ask))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,15 +198,16 @@ def load_from_json(load: dict[str, Any]) -> Load:
 def load_title(load: Any) -> str:
     """The load of a level as sentences, lists and tables name it.
 
-    ``4 users``, ``1→8→1 users``, ``2/s poisson``, ``2/s gamma 0.5``, ``1→8/s``, ``1→8/s constant``,
-    ``trace azure.csv ×2``.
+    ``4 users``, ``4 users × 2,048 tokens``, ``1→8→1 users``, ``2/s poisson``, ``2/s gamma 0.5``, ``1→8/s``,
+    ``1→8/s constant``, ``trace azure.csv ×2``.
 
     It is a load of ours or of ``analysis.summary``, told apart by what it has: the live view needs these words before
     the run and must not pay for importing the analysis then.
     """
     legs = getattr(load, "legs", ())
     if hasattr(load, "concurrency"):
-        return f"{_path(legs)} users" if legs else f"{load.concurrency:,} user{'' if load.concurrency == 1 else 's'}"
+        users = f"{_path(legs)} users" if legs else f"{load.concurrency:,} user{'' if load.concurrency == 1 else 's'}"
+        return users if load.ask is None else f"{users} × {load.ask.tokens:,} tokens"
     burstiness, trace = getattr(load, "burstiness", None), getattr(load, "trace", None)
     if trace is not None:
         return f"trace {PurePath(trace.file).name}" + ("" if trace.speed == 1 else f" ×{trace.speed:g}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadbench.course import Course, Find, Sought, sought
+from loadbench.aftermath import Canaries, Found, Site, TargetDiedError, bring_back, first_ms, record
+from loadbench.course import Course, Sought, sought
 from loadbench.engine.crew import Crew, workers_wanted
 from loadbench.engine.exchange import Wire
 from loadbench.engine.merge import merge_shards
@@ -18,18 +20,22 @@ from loadbench.errors import TargetError, UsageError
 from loadbench.journal import Journal
 from loadbench.platform import raise_open_file_limit
 from loadbench.progress import Watch
-from loadbench.records import Level, Prompt, Sample
+from loadbench.records import Find, Level, Sample
 from loadbench.report.live import View
 from loadbench.scenario.load import Loaded
+from loadbench.scenario.memory import MemoryLadder
 from loadbench.scenario.plan import levels as plan_levels
 from loadbench.scenario.prompts import PromptMix
-from loadbench.scenario.schema import EMBEDDED
+from loadbench.target.containment import RLIMIT_DATA
 from loadbench.target.models import Resolved
-from loadbench.target.state import DEAD
+from loadbench.target.recovery import Recovery
 from loadbench.target.target import Target
+from loadbench.vigil import Vigil
 
-CANARY = Prompt("canary", 0, ({"role": "user", "content": "Say hello."},), 8)
-"""Small enough to answer in a moment on anything, long enough to need more than one token."""
+LIMIT_KIND_VARIABLE = "LOADBENCH_MEMORY_LIMIT_KIND"
+"""RLIMIT_DATA holds the embedded service by that though a cgroup could be made: to see allocations fail, not kills."""
+
+MOST_DEATHS = 2  # of a model's levels in a row; the third would not be the one that it survives
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Order:
     """What the command line asks for besides the scenario. ``headers`` may hold a key and are never written.
 
     ``workers`` is the number of load processes, None: as many as the calibrated ceiling asks for. ``find``: search for
-    that instead of measuring the stages.
+    that instead of measuring the stages. ``i_own_the_target``: a target that is not ours may be loaded until it fails.
     """
 
     loaded: Loaded
@@ -47,6 +53,7 @@ class Order:
     headers: Mapping[str, str]
     workers: int | None = 1
     find: Find | None = None
+    i_own_the_target: bool = False
 
 
 class Run:
@@ -55,10 +62,13 @@ class Run:
     def __init__(self, order: Order, view: View) -> None:
         self.order = order
         self.scenario = order.loaded.scenario
+        if order.find is None:
+            order.loaded.ask_owner(order.i_own_the_target)
         self._sought: Sought | None = None if order.find is None else sought(order.find, order.loaded)
         self.journal = Journal(order.loaded, order.command, order.results, order.out)
         self._watch = Watch(view, self.scenario.name, self.journal.clock)
         self._crew: Crew | None = None
+        self._levels: tuple[Level, ...] = ()
         self._measured = False
 
     @property
@@ -107,9 +117,13 @@ class Run:
 
     async def _open_target(self) -> Target:
         scenario, source = self.scenario, self.order.loaded.endpoint_source
-        if scenario.endpoint == EMBEDDED:
+        if scenario.embedded:
             self._watch.say("starting an embedded Foundry Local")
-            return await Target.embedded(scenario.models, source)
+            kind = os.environ.get(LIMIT_KIND_VARIABLE) or None
+            if kind not in (None, RLIMIT_DATA):
+                raise UsageError(f"{LIMIT_KIND_VARIABLE}: expected {RLIMIT_DATA}, got {kind}")
+            limit_bytes = scenario.memory_limit_bytes
+            return await Target.embedded(scenario.models, source, memory_limit_bytes=limit_bytes, limit_kind=kind)
         self._watch.say(f"asking {scenario.redacted().endpoint} what it is")
         said = {
             name.lower() for name in scenario.request.headers
@@ -121,26 +135,39 @@ class Run:
         journal = self.journal
         journal.describe(target)
         models = await self._resolve(target)
-        levels = self._plan([model.id for model in models.values()])
-        journal.facts["levels"] = [level.as_json() for level in levels]
+        self._levels = self._plan([model.id for model in models.values()])
+        journal.facts["levels"] = [level.as_json() for level in self._levels]
         journal.facts["find"] = None if self._sought is None else self._sought.as_json()
         limits = Limits.of(self.scenario.slo)
-        self._watch.expect(levels, stream=self.scenario.request.stream, judged=limits is not None)
+        self._watch.expect(self._levels, stream=self.scenario.request.stream, judged=limits is not None)
         death: str | None = None
-        async with Crew(self.folder, journal.clock, journal.started_wall_ns, target.rss_bytes) as crew:
+        async with Crew(self.folder, journal.clock, journal.started_wall_ns) as crew:
             self._crew, self._watch.shard = crew, crew
             crew.recorder.limits = limits
-            for place, model in models.items():
-                mine = [level for level in levels if level.model == model.id]
-                try:
-                    death = await self._measure_model(target, crew, place, model, mine)
-                except TargetError as error:
-                    self._fail_model(place, error)
-                if death is not None or crew.stop_reason is not None:
-                    break
+            vigil = self._watch.vigil = Vigil(target, crew, self.scenario.target_probe)
+            try:
+                async with vigil:
+                    journal.facts["memory"] = vigil.facts()
+                    await self._measure_models(Site(target, crew, vigil, Canaries(crew)), models)
+            except TargetDiedError as died:
+                death = str(died)
+            finally:
+                journal.facts["memory"] = vigil.facts()
         self._watch.say("putting the workers' files together" if crew.size > 1 else None)
         merge_shards(self.folder, journal.started_wall_ns)
         return ("target_died", death) if death is not None else self._how_it_ended(crew)
+
+    async def _measure_models(self, site: Site, models: Mapping[int, Resolved]) -> None:
+        """One model after the other. TargetDiedError where that ends the run."""
+        for place, model in models.items():
+            mine = [level for level in self._levels if level.model == model.id]
+            try:
+                await site.revive()
+                await self._measure_model(site, place, model, mine)
+            except TargetError as error:
+                self._fail_model(place, await site.explained(error))
+            if site.crew.stop_reason is not None:
+                break
 
     def _plan(self, models: list[str]) -> tuple[Level, ...]:
         """The levels that are known beforehand: of a search none."""
@@ -177,38 +204,96 @@ class Run:
             return "interrupted", None
         return "complete", None
 
-    async def _measure_model(
-        self, target: Target, crew: Crew, place: int, model: Resolved, levels: list[Level]
-    ) -> str | None:
-        """Load, try, warm up, and run the levels of one model; how the target died, where it did."""
-        row = self.journal.facts["models"][place]
+    async def _measure_model(self, site: Site, place: int, model: Resolved, levels: list[Level]) -> None:
+        """Load, try, warm up, and run the levels of one model. TargetDiedError where its death ends the run."""
+        target, crew, row = site.target, site.crew, self.journal.facts["models"][place]
         self._watch.say(f"loading {model.id}")
-        model = await target.load(model)
-        crew.talk_to(self._wire(target, model))
+        model = await target.load(await target.resolve(self.scenario.models[place]) if site.moved else model)
+        site.talk_to(model, self._wire(target, model))
         mix = PromptMix(self.scenario, self.order.loaded.folder, 1.0 if row["synthetic"] else 4.0)
         first = levels[0].index if levels else len(self.journal.facts["levels"])
-        last = await self._try_out(crew, model, row, mix, first)
+        last = await self._try_out(site, model, row, mix, first)
         await self._hire(crew, [self._sought.highest] if self._sought is not None else levels, last)
         self.journal.write("running")
-        async with contextlib.aclosing(self._course(crew, model.id, levels)) as course:
-            async for level in course:
+        course, deaths = Course(self.journal, self._watch, crew, site.vigil), 0
+        async with contextlib.aclosing(self._steps(course, model.id, levels)) as steps:
+            async for level in steps:
                 if crew.stop_reason is not None:  # in a rest
-                    break
-                state, evidence = await self._measure_level(target, crew, mix, level)
-                if state in DEAD:
-                    search = "" if self._sought is None else ", which ends the search"
-                    return f"{state} after level {level.index}{search}: {'; '.join(evidence)}"
-                if crew.stop_reason is not None:
-                    break
-        if len(self.journal.facts["models"]) > 1 and crew.stop_reason is None:
-            await target.unload(model)  # two models must not share the memory
-        return None
+                    return
+                ladder = self._ladder_of(level)
+                if ladder is not None and target.foundry is not None:
+                    await self._start_afresh(site, place, level)
+                course.found = found = await self._measure_level(site, mix, level, ladder)
+                if not found.dead:
+                    deaths = 0
+                    if crew.stop_reason is not None:
+                        return
+                elif self._is_answered(level):
+                    site.gone = True
+                else:
+                    deaths += ladder is None
+                    if not await self._goes_on(site, place, level, found, deaths):
+                        course.give_up(level, levels, found.told(level))
+                        break
+        if len(self.journal.facts["models"]) > 1 and not site.gone:
+            await site.free()  # two models must not share the memory
 
-    def _course(self, crew: Crew, model: str, levels: list[Level]) -> AsyncGenerator[Level]:
-        course = Course(self.journal, self._watch, crew)
+    def _steps(self, course: Course, model: str, levels: list[Level]) -> AsyncGenerator[Level]:
         if self._sought is not None:
             return course.search(self._sought, model)
         return course.planned(levels, self.scenario.stages)
+
+    def _ladder_of(self, level: Level) -> MemoryLadder | None:
+        """The memory ladder that a level is a rung of."""
+        return self.scenario.stages[level.stage].memory if level.purpose == "rung" else None
+
+    def _is_answered(self, level: Level) -> bool:
+        """Whether a death there is all that was still to be found out, by a run that is to stop at deaths."""
+        if level.purpose != "rung" or self.scenario.on_target_death != "stop":
+            return False
+        place = (level.model, level.stage)
+        return all((other.model, other.stage) == place for other in self._levels[level.index :])
+
+    async def _goes_on(self, site: Site, place: int, level: Level, found: Found, deaths: int) -> bool:
+        """Whether the model is measured on after a death; TargetDiedError where the run ends with it."""
+        if self.scenario.on_target_death == "stop" or site.crew.stop_reason is not None:
+            search = "" if self._sought is None else ", which ends the search"
+            raise TargetDiedError(found.told(level).replace(": ", f"{search}: ", 1))
+        back = await self._bring_back(site, place, level, found)
+        if site.crew.stop_reason is not None or (back.to_status_s is None and site.target.foundry is None):
+            raise TargetDiedError(f"{found.told(level)}; {back.told()}")
+        return back.back and deaths < MOST_DEATHS and self.scenario.on_target_death == "restart"
+
+    async def _bring_back(self, site: Site, place: int, level: Level, found: Found) -> Recovery:
+        """How the target came to serve the model again; it is in the telemetry, too."""
+        target, crew = site.target, site.crew
+        restarted = target.foundry is not None
+        self._watch.say("starting the service anew" if restarted else "waiting for the target to come back")
+
+        async def canary(model: Resolved) -> Sample:
+            site.talk_to(model, self._wire(target, model))
+            return await site.canaries.send(level.index)
+
+        asked = self.scenario.models[place]
+        back = await bring_back(site, asked, canary)
+        site.gone = not back.back
+        record(crew, self._watch, level, found, restarted, back)
+        self._watch.say(None)
+        return back
+
+    async def _start_afresh(self, site: Site, place: int, level: Level) -> None:
+        """A process of its own for each rung: one that has given memory back keeps it for its next use."""
+        self._watch.say("starting the service afresh for the rung")
+        await site.restart()
+        model = await site.target.load(await site.target.resolve(self.scenario.models[place]))
+        site.talk_to(model, self._wire(site.target, model))
+        canary = await site.canaries.send(level.index)
+        if canary.outcome != "ok":
+            raise TargetError(f"{model.id}: a canary failed in a fresh process: {_outcome(canary)}")
+        await site.vigil.renew()
+        text = "a fresh process, the model loaded and one canary answered"
+        site.crew.recorder.event(self.journal.clock.now_ns(), "note", level=level.index, text=text)
+        self._watch.say(None)
 
     async def _hire(self, crew: Crew, levels: list[Level], last: Sample) -> None:
         """Start the load processes that ``--workers`` asks for; ``auto``: as many as the calibrated ceiling wants."""
@@ -225,28 +310,30 @@ class Run:
             await crew.hire(workers, self.scenario.public_json(), self.order.loaded.folder)
         self.journal.facts["workers"] = crew.size
 
-    async def _try_out(self, crew: Crew, model: Resolved, row: dict[str, Any], mix: PromptMix, level: int) -> Sample:
+    async def _try_out(self, site: Site, model: Resolved, row: dict[str, Any], mix: PromptMix, level: int) -> Sample:
         """One canary, which says whether the model can be served at all, then the warm-up; returns the last of it."""
         self._watch.say("sending a canary")
-        canary = last = await crew.one(CANARY, "canary", level)
+        canary = last = await site.canaries.send(level)
         if canary.outcome != "ok":
-            found = canary.outcome + (f": {canary.detail}" if canary.detail else "")
-            raise TargetError(f"{model.id} at {self.journal.facts['endpoint']['url']}: a canary failed: {found}")
-        row.update(load_ms=model.load_ms, first_ms=_first_ms(canary), status="ok", how=model.how)
+            url = self.journal.facts["endpoint"]["url"]
+            raise TargetError(f"{model.id} at {url}: a canary failed: {_outcome(canary)}")
+        row.update(load_ms=model.load_ms, first_ms=first_ms(canary), status="ok", how=model.how)
         draw = mix.draw(self.scenario.seed)
         for number in range(self.scenario.warmup.requests):
-            if crew.stop_reason is None:
+            if site.crew.stop_reason is None:
                 self._watch.say(f"warm-up {number + 1} of {self.scenario.warmup.requests}")
-                last = await crew.one(next(draw), "warmup", level)
+                last = await site.crew.one(next(draw), "warmup", level)
         self._watch.say(None)
         return last
 
-    async def _measure_level(self, target: Target, crew: Crew, mix: PromptMix, level: Level) -> tuple[str, list[str]]:
+    async def _measure_level(self, site: Site, mix: PromptMix, level: Level, ladder: MemoryLadder | None) -> Found:
+        target, crew, vigil = site.target, site.crew, site.vigil
         self._measured = True
         self._watch.begin(level)
-        target.rss_bytes(relist=True)
-        before, began_s = crew.read_target_rss(), target.cpu_s()
-        client = await crew.measure(level, mix, self.scenario.drain_s)
+        await vigil.begin(level, ladder)
+        began_s = target.cpu_s()
+        # The requests of a rung are all sent at once, and its bound is for their answers: nothing is left to drain.
+        client = await crew.measure(level, mix, self.scenario.drain_s if ladder is None else 0.0)
         ended_s = target.cpu_s()
         counters = crew.counters()
         attempted, failed = counters.attempted, {name: n for name, n in counters.outcomes.items() if name != "ok"}
@@ -254,24 +341,28 @@ class Run:
         canary = None
         if self.scenario.canary and crew.stop_reason is None:
             self._watch.say("sending a canary")
-            canary = await crew.one(CANARY, "canary", level.index)
+            canary = await site.canaries.send(level.index)
             self._watch.say(None)
         state, evidence = await target.state(canary, failed, attempted=attempted, ended_by=crew.reason)
-        after = crew.read_target_rss()
+        await vigil.end()
+        found = Found(state, evidence, failed)
         crew.recorder.event(
             self.journal.clock.now_ns(),
             "level_end",
             level=level.index,
-            complete=crew.stop_reason is None and state not in DEAD,
+            complete=crew.stop_reason is None and not found.dead and vigil.cut is None,
             target={
                 "state": state,
                 "evidence": evidence,
-                "rss_bytes": {"before": before, "peak": crew.target_rss_peak, "after": after},
+                "rss_bytes": vigil.rss_bytes(),
+                "memory": vigil.level_facts(),
                 "cpu_s": None if began_s is None or ended_s is None else round(ended_s - began_s, 3),
             },
             client=client,
         )
-        return state, evidence
+        if state == "restarted":
+            await site.look_again()
+        return found
 
     def _wire(self, target: Target, model: Resolved) -> Wire:
         address, request, deadlines = target.endpoint.address, self.scenario.request, self.scenario.deadlines
@@ -291,8 +382,5 @@ class Run:
         )
 
 
-def _first_ms(sample: Sample) -> float | None:
-    """Service time to the first token, in milliseconds."""
-    if sample.first_token_ns is None or sample.sent_ns is None:
-        return None
-    return (sample.first_token_ns - sample.sent_ns) / 1e6
+def _outcome(sample: Sample) -> str:
+    return sample.outcome + (f": {sample.detail}" if sample.detail else "")

@@ -231,6 +231,22 @@ def test_what_is_over_time_is_refused_or_saved_as_the_same_and_never_below_0(ove
         ("{concurrency: [1, 2], stop: {gian: 5%}}", "stages[0].stop.gian: unknown key; did you mean gain?"),
         ("{concurrency: [1, 2], stop: 5%}", 'stages[0].stop: expected a mapping of keys to values, got "5%"'),
         ("{concurrency: [1, 2], stop: {gain: 2}}", "stages[0].stop.gain: expected a number of at most 1, got 2"),
+        (
+            "{concurrency: 1, duration: 5s, interval: 1h}",
+            "stages[0]: expected interval ≤ the length of a level, got 1h and 5s",
+        ),
+        ("{concurrency: 1, rest: 5s}", "stages[0]: expected several levels beside rest, got one"),
+        ("{over_time: [{hold: 2, for: 5s}], rest: 5s}", "stages[0]: expected several levels beside rest, got one"),
+        ("{rate: 2/s, stop: true}", "stages[0]: expected several levels beside stop, got one"),
+        ("concurrency: 1000000000000", "stages[0]: expected at most 1,000,000 users, got 1,000,000,000,000"),
+        (
+            "over_time: [{hold: 1000000000000, for: 5s}]",
+            "stages[0].over_time[0].hold: expected at most 1,000,000 users, got 1,000,000,000,000",
+        ),
+        (
+            "concurrency: {from: 1, to: 8, factor: .nan}",
+            "stages[0].concurrency.factor: expected a number that is finite, got NaN",
+        ),
         ("{concurrency: 1, interval: 10ms}", 'stages[0].interval: expected a number of at least 1, got "10ms"'),
         (
             "over_time: [{hold: 2/s, for: 5s}, {spike: 4, for: 5s}]",
@@ -274,6 +290,51 @@ def test_a_mistake_is_one_line_with_its_place(home: Path, text: str, message: st
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("key", ["concurrency", "rate", "over_time"])
+def test_an_empty_list_is_one_mistake(home: Path, key: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        read(f"stages: [{{{key}: []}}]")
+    assert str(raised.value) == f"s.yaml:1: stages[0].{key}: expected at least 1 in the list, got a list of 0"
+
+
+@pytest.mark.parametrize("off", [None, False])
+def test_every_rule_is_switched_off_by_null_and_by_false(off: bool | None) -> None:
+    every = dict.fromkeys(("gain", "slo", "error_rate", "degraded", "over_capacity", "time"), off)
+    made = stage(concurrency={"from": 1, "to": 8, "factor": 2}, stop=every)
+    assert made.stop is not None
+    assert not made.stop.on
+    assert Stage.model_validate(made.model_dump(mode="json", by_alias=True)) == made
+
+
+def test_a_rule_of_nothing_is_a_rule() -> None:
+    made = stage(concurrency="1..8", stop={"error_rate": 0})
+    assert made.stop is not None
+    assert made.stop.error_rate == 0.0
+    with pytest.raises(ValueError, match="greater than 0"):
+        stage(concurrency="1..8", stop={"time": 0})
+
+
+def test_a_duration_by_flag_is_for_the_stages_that_it_fits(home: Path) -> None:
+    over = "{over_time: [{hold: 2, for: 5s}]}"
+    both = read(f"stages: [{over}, {{concurrency: 2}}]", duration="3s").scenario.stages
+    assert [each.length_s for each in both] == [5.0, 3.0]
+    with pytest.raises(UsageError, match=r"stages\[0\].*duration in a stage whose load stays"):
+        read(f"stages: [{over}]", duration="3s")
+
+
+def test_a_flag_for_one_load_drops_what_is_about_several(home: Path) -> None:
+    (one,) = read("stages: [{concurrency: 1..8, stop: {slo: false}, rest: 2s}]", concurrency="4").scenario.stages
+    assert (one.stop, one.rest_s) == (None, 0.0)
+    (two,) = read("stages: [{concurrency: 1..8, stop: {slo: false}, rest: 2s}]", concurrency="4,8").scenario.stages
+    assert two.rest_s == 2.0
+
+
+def test_a_flag_for_a_short_duration_drops_an_interval_that_is_longer(home: Path) -> None:
+    text = "stages: [{concurrency: 1, duration: 1h, interval: 1m}]"
+    assert read(text, duration="10s").scenario.stages[0].interval_s is None
+    assert read(text, duration="10m").scenario.stages[0].interval_s == 60.0
+
+
 def test_a_flag_that_makes_no_ladder_is_named(home: Path) -> None:
     with pytest.raises(UsageError, match=r"^--rate: stages\[0\].rate: expected 0 < from ≤ to beside factor, got 4/s"):
         read("seed: 1", rate="4/s..2/s")
@@ -294,6 +355,16 @@ def test_a_ladder_takes_at_most_so_long_and_its_rests_count() -> None:
     plan = describe(scenario, levels(scenario, ("a", "b")))
     assert (plan.may_end_early, plan.estimated_s) == (True, 2 * (3 * 10 + 2 * 3))
     assert plan.at_most_s == plan.estimated_s + 2 * scenario.deadlines.total_s  # the canary that a model begins with
+
+
+def test_the_time_of_a_stage_bounds_its_levels_and_what_they_take_together() -> None:
+    keys = {"concurrency": [1, 2, 4], "duration": "10s", "min_requests": 300, "stop": {"time": "25s"}}
+    bare = {"drain": "2s", "canary": False, "warmup": {"requests": 0}, "deadlines": {"first_token": 1, "total": 3}}
+    scenario = Scenario.model_validate({"stages": [keys], **bare})
+    laid_out = levels(scenario, ("m",))
+    assert {level.at_most_s for level in laid_out} == {25.0}
+    plan = describe(scenario, laid_out)
+    assert (plan.estimated_s, plan.at_most_s) == (25.0, 25.0 + 2.0 + 3.0)  # the drain, and the canary it begins with
 
 
 def test_without_rules_nothing_ends_early() -> None:
@@ -331,7 +402,7 @@ def test_the_printed_plan_tells_rules_legs_rests_and_intervals_within_the_width(
     assert re.sub(r"\n {4}", " ", "\n".join(told)).splitlines() == [
         "Levels 0 to 2: until gain under 5 % twice, SLO missed, over 10 % failed, target degraded;"
         " rest 2s between them",
-        "Levels 3 to 4: until SLO missed, over capacity, 90s passed",
+        "Levels 3 to 4: until SLO missed, over capacity, 90s passed, in mid-level too",
         "Level 5: hold 2 users for 20s, ramp to 5 users for 10s, spike 9 users for 5s; results every 5s",
         "Level 6: results every 2m",
     ]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from loadbench.scenario.units import BYTES, DURATION, RATE, SHARE, Bytes, Count, Duration, Quantity, Rate, Share
+from loadbench.scenario.units import BYTES, DURATION, RATE, SHARE, Count, Duration, Quantity, Rate, Share, Size
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,12 @@ def test_a_share_is_read_as_a_fraction(text: object, fraction: float) -> None:
     assert TypeAdapter(Share).validate_python(text) == fraction
 
 
-@pytest.mark.parametrize(("text", "count"), [("2GiB", 2**31), ("500MB", 500_000_000), ("1.5KiB", 1536), (7, 7)])
-def test_bytes_are_whole_and_know_both_kinds_of_prefix(text: object, count: int) -> None:
-    read = TypeAdapter(Bytes).validate_python(text)
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("2GiB", 2**31), ("500MB", 500_000_000), ("1.5GiB", 3 * 2**29), ("1.1GiB", 1_181_116_006), (2**20, 2**20)],
+)
+def test_a_size_is_in_whole_bytes_and_knows_both_kinds_of_prefix(text: object, count: int) -> None:
+    read = TypeAdapter(Size).validate_python(text)
     assert read == count
     assert isinstance(read, int)
 
@@ -68,8 +71,9 @@ def test_a_decimal_fraction_of_a_unit_is_the_nearest_float() -> None:
         (Rate, 0, "greater than 0"),
         (Share, "101%", "less than or equal to 1"),
         (Share, "five", "expected a share such as 1% or 0.01"),
-        (Bytes, "2 gigabytes", "expected a number of bytes such as 2GiB"),
-        (Bytes, "0.5B", "fractional part"),
+        (Size, "2 gigabytes", "expected a number of bytes such as 2GiB"),
+        (Size, "-2GiB", "expected 1MiB or more"),
+        (Size, 512, "expected 1MiB or more"),
         (Count, True, "expected a whole number"),
     ],
 )

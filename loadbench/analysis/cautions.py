@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -38,22 +39,27 @@ ENDED = STATUS | {"running": STATUS["incomplete"]}
 GROWTH_SHARE, GROWTH_BYTES = 0.10, 64 << 20  # under either, allocators' caches and page rounding explain it
 
 
+Found = Iterator[tuple[str, str, str]]
+
+
 def place(level: Level) -> str:
     """What a level is called in sentences."""
     return f"{level.model} at {load_title(level.load)}"
 
 
-def client_bound(client: Client, latency_ms: Latencies) -> tuple[str, ...] | None:
+def client_bound(client: Client, latency_ms: Latencies, *, whole: bool = False) -> tuple[str, ...] | None:
     """Why our own lateness may have shaped the numbers; empty: it did not; None: nothing to tell it from.
 
     Late is what takes over a tenth of the first token. A request that leaves late is held against the p50, as is the
     longest pause. The loop's lag p99 is held against the p95 (p50, where too few samples have one): a loop that is
-    late once in a hundred times moves one stamp in a hundred, which a tail can show and a median cannot.
+    late once in a hundred times moves one stamp in a hundred, which a tail can show and a median cannot. ``whole``
+    holds it against the whole answer instead: a throughput knows of no first tokens.
     """
-    lag, first = latency_ms["lag"]["service"], first_token(latency_ms)
+    lag = latency_ms["lag"]["service"]
+    first = latency_ms["e2e"]["service"] if whole else first_token(latency_ms)
     at, lag_ms = next(((q, ms) for q in ("p99", "p95", "p90", "max") if (ms := lag.value(q)) is not None), ("", None))
     tail = "p50" if first.p95 is None else "p95"
-    reasons = []
+    reasons, of = [], "E2E" if whole else "first-token"
     for what, late_ms, held_against in (
         (f"requests left late, {at}", lag_ms, "p50"),
         ("the event loop ran late, p99", client.loop_lag_p99_ms, tail),
@@ -61,7 +67,7 @@ def client_bound(client: Client, latency_ms: Latencies) -> tuple[str, ...] | Non
     ):
         first_ms = first.value(held_against)
         if late_ms is not None and first_ms is not None and late_ms > BOUND_SHARE * first_ms:
-            reasons.append(f"{what} {late_ms:.1f} ms: {late_ms / first_ms:.0%} of the first-token {held_against}")
+            reasons.append(f"{what} {late_ms:.1f} ms: {late_ms / first_ms:.0%} of the {of} {held_against}")
     if client.cpu_share is not None and client.cpu_share > BUSY_SHARE:
         reasons.append(f"our process used {client.cpu_share:.0%} of a core")
     if client.ceiling_share is not None and client.ceiling_share > BUSY_SHARE:
@@ -78,7 +84,31 @@ def first_token(latency_ms: Latencies) -> Distribution:
 
 def of_level(level: Level, run: RunData, span: Span, clipped: int) -> tuple[Caution, ...]:
     """Every doubt about one level; ``clipped`` of its gaps did not fit the histogram."""
-    found = (
+    found = _rung(level, run) if span.is_rung else _of_times(level, run, span, clipped)
+    return tuple(Caution(about, place(level), reason, advice) for about, reason, advice in found)
+
+
+def with_memory(level: Level) -> Level:
+    """The level with the doubts that follow from what its memory did: they say better why it kept some."""
+    memory = level.memory
+    if memory is None or memory.verdict in ("fits", "undecided"):
+        return level
+    others = tuple(caution for caution in level.cautions if caution.about != "memory_growth")
+    if memory.verdict in ("grows", "out_of_memory"):
+        return replace(level, cautions=others if memory.verdict == "grows" else level.cautions)
+    about, advice = _MEMORY[memory.verdict]
+    return replace(level, cautions=(*others, Caution(about, place(level), "; ".join(memory.because), advice)))
+
+
+_MEMORY = {
+    "leaks": ("memory_leak", "restart the service before memory runs out, and report it to the server's makers"),
+    "spills": ("memory_spill", "lower concurrency, max_tokens or the model's size: what spills is slow"),
+    "under_pressure": ("memory_pressure", "close other programs, or lower the load: latencies hold the wait"),
+}
+
+
+def _of_times(level: Level, run: RunData, span: Span, clipped: int) -> Found:
+    yield from (
         *_cut_short(level, run),
         *_failures(level, run),
         *_samples(level, span),
@@ -89,10 +119,14 @@ def of_level(level: Level, run: RunData, span: Span, clipped: int) -> tuple[Caut
         *_measurement(level, run, clipped),
         *_target(level),
     )
-    return tuple(Caution(about, place(level), reason, advice) for about, reason, advice in found)
 
 
-Found = Iterator[tuple[str, str, str]]
+def _rung(level: Level, run: RunData) -> Found:
+    """A rung of a memory ladder ends at its bound or by failing; its times are no measurement."""
+    if level.ended_by in ENDED:
+        yield from _cut_short(level, run)
+    by_plan = ("censored", "total_deadline", "nothing_succeeded", "few_succeeded", "memory_growth")
+    yield from (found for found in (*_failures(level, run), *_target(level)) if found[0] not in by_plan)
 
 
 def _cut_short(level: Level, run: RunData) -> Found:

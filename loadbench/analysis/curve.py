@@ -31,8 +31,7 @@ def _range(point: Point) -> Range:
 
 def _error(point: Point) -> float:
     """The standard error of the throughput's logarithm."""
-    low, high = _range(point)
-    return (high - low) / 2 / Z / per_s(point)
+    return (_range(point)[1] / per_s(point) - 1) / Z  # the lower end is never below 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,11 @@ class Curve:
         return float(np.average([per_s(point) for point in self.full], weights=weights))
 
     @property
+    def surest(self) -> Point:
+        """Of those the one that is known best: their mean is known no worse."""
+        return min(self.full, key=_error)
+
+    @property
     def base(self) -> Point | None:
         """Whence the last step was taken: the highest load clearly below the top."""
         return next((point for point in reversed(self.points) if point.load * STEP <= self.top.load), None)
@@ -103,7 +107,8 @@ def saturated(curve: Curve) -> bool | None:
     """Whether another doubling would add next to nothing; None: chance decides.
 
     Throughput bends down if it bends, so that the last step gains no more than the last few together, which are told
-    more surely. A throughput that was higher before is past its best.
+    more surely. A throughput that was higher before is past its best. Another doubling adds where the top is above all
+    before the last step: one that was too low by chance makes a gain out of nothing.
     """
     if _range(curve.top)[1] < _range(curve.best)[0]:
         return True
@@ -111,7 +116,8 @@ def saturated(curve: Curve) -> bool | None:
         gain = _per_doubling(curve.points[first:], Z_ONE_SIDED)
         if gain and gain[1] < GAIN_SHARE and gain[2] < GAIN_DOUBT:
             return True
-    last = _per_doubling([curve.base, curve.top], Z_ONE_SIDED) if curve.base else None
+    before = [point for point in curve.points if point.load * STEP <= curve.top.load]
+    last = _per_doubling([max(before, key=per_s), curve.top], Z_ONE_SIDED) if before else None
     return False if last and last[0] > GAIN_SHARE else None
 
 

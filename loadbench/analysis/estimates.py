@@ -14,10 +14,18 @@ import numpy as np
 from loadbench.analysis import usl, words
 from loadbench.analysis.curve import NEARLY_ALL, STEP, Curve, per_s, times
 from loadbench.analysis.findings import Estimate, Point, Result, Usl
+from loadbench.analysis.road import is_over
+from loadbench.analysis.stats import Range
 from loadbench.analysis.summary import Level
 
+WIDEST = 0.25  # of an estimate: how far its 95 % may reach
 FLAT_SHARE = 0.2  # per doubling: of what is in service, a queue adds none and sharing all
-ALL_SHARE = 0.75  # of the users: beyond, no queue is seen
+ALL_SHARE = 0.78  # of the users: sharing all is seen as 80 % and more, 6 slots under 8 users are 75 %
+NEARLY_ALL_SHARE = 0.9
+DOUBLES, SLOWS = (
+    0.8,
+    0.65,
+)  # per doubling: all of them grow nearly as the users do, and 6 slots from 4 to 8 users by half
 
 Firm = Literal["firm", "undecided"]
 Unit = Literal["users", "1/s"]
@@ -48,18 +56,32 @@ def asymptotic(curve: Curve, saturated: bool | None) -> Estimate:
     value = curve.most_per_s * alone.e2e_mean_ms / 1e3
     because = f"{most(curve)} × {words.number(alone.e2e_mean_ms)} ms alone" + ("" if saturated else GROWS_YET)
     levels = _indices(alone, *curve.full)
-    result: Firm = "firm" if saturated else "undecided"
-    return Estimate("asymptotic", value, "users", result, because, levels, times(value, alone, curve.best))
+    interval = times(value, alone, curve.surest)
+    result, because = _if_narrow(interval, value, because) if saturated else ("undecided", because)
+    return Estimate("asymptotic", value, "users", result, because, levels, interval)
 
 
-def knee(curve: Curve, saturated: bool | None) -> Estimate:
+def _if_narrow(interval: Range, value: float, because: str) -> tuple[Firm, str]:
+    """Firm, where the interval lies close enough around the value to plan by it."""
+    if interval[1] <= (1 + WIDEST) * value:
+        return "firm", because
+    return "undecided", f"{because}: {interval[0]:.3g} to {interval[1]:.3g} by chance, which is too wide"
+
+
+def knee(curve: Curve, saturated: bool | None, left_out: Sequence[float] = ()) -> Estimate:
+    """The smallest load with nearly all the throughput; not told where a load that was ``left_out`` may have it too."""
     knee, best = curve.full[0], curve.best
+    below = max((point.load for point in curve.points if point.load < knee.load), default=0.0)
+    unseen = sorted({load for load in left_out if below < load < knee.load})
     share = per_s(knee) / per_s(best)
     at, best_at = words.users(knee.load), words.users(best.load)
     because = f"{rate(knee)} at {at} is {share:.0%} of the best, {rate(best)} at {best_at}"
     because += "" if share >= NEARLY_ALL else ", which chance explains"
     because += "" if saturated else GROWS_YET
-    result: Firm = "firm" if saturated else "undecided"
+    if unseen:
+        loads = words.listed([*(f"{load:g}" for load in unseen[:-1]), words.users(unseen[-1])])
+        because += f"; at {loads}, left out, it may be as high"
+    result: Firm = "firm" if saturated and not unseen else "undecided"
     return Estimate("knee", knee.load, "users", result, because, _indices(knee, best))
 
 
@@ -69,8 +91,9 @@ def parallelism(curve: Curve) -> Estimate:
         return Estimate("parallelism", None, "×", "undecided", NOT_ALONE, _indices(*curve.full))
     value = curve.most_per_s / per_s(alone)
     because = f"{most(curve)} against {rate(alone)} at 1 user"
-    interval = times(value, alone, curve.best)
-    return Estimate("parallelism", value, "×", "firm", because, _indices(alone, *curve.full), interval)
+    interval = times(value, alone, curve.surest)
+    result, because = _if_narrow(interval, value, because)
+    return Estimate("parallelism", value, "×", result, because, _indices(alone, *curve.full), interval)
 
 
 def in_service(curve: Curve) -> Estimate:
@@ -90,8 +113,11 @@ def in_service(curve: Curve) -> Estimate:
     levels = tuple(point.level for point in flat)
     if growth < FLAT_SHARE:
         return Estimate("in_service", float(np.mean([*map(_served, flat)])), "requests", "firm", because, levels)
-    if served >= ALL_SHARE * top.load:
+    share = served / top.load
+    if share >= NEARLY_ALL_SHARE or (share >= ALL_SHARE and growth >= DOUBLES):
         return Estimate("in_service", served, "requests", "firm", f"{because}: all of them", levels)
+    if share < ALL_SHARE and growth <= SLOWS:
+        return Estimate("in_service", served, "requests", "firm", f"{because}: the others queue", levels)
     return Estimate("in_service", served, "requests", "undecided", f"{because}: neither all nor as many", levels)
 
 
@@ -134,7 +160,13 @@ def _kept(level: Level) -> Result:
 
 def _broken(level: Level) -> str:
     """The clauses that a level breaks, else those that it leaves undecided."""
-    broken = [words.clause(clause) for clause in level.slo if clause.result == "fail"]
+    broken = [
+        f"{words.clause_title(clause.clause)}, {clause.because}"
+        if is_over(level.road) and clause.because
+        else words.clause(clause)
+        for clause in level.slo
+        if clause.result == "fail"
+    ]
     return "; ".join(
         broken or [f"{words.clause_title(clause.clause)}: {clause.because}" for clause in level.slo if clause.because]
     )
@@ -158,7 +190,7 @@ def _largest(
     if fail:
         told.append(f"{words.load(fail[0], unit)} {broke} ({fail[3]})")
     elif passed and not between:
-        told.append("none measured is beyond: raise `to`")
+        told.append("no larger load was measured")
     return Estimate(
         name=name,
         value=passed[0] if passed else None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loadbench.analysis.stats import Range
+from loadbench.records import Find
 
 Result = Literal["pass", "fail", "undecided"]
 
@@ -70,9 +71,11 @@ class Capacity:
 
     ``nature`` is how it takes several at once, None where undecided: serves_one_at_a_time (they queue),
     shares_the_processor (all slow down together), shares_in_turns (``up_to`` at a time share, the rest queue), batches
-    (up to ``up_to`` at a time, and gains by it), scales (all at once, and gains still). ``saturated`` None: undecided.
+    (up to ``up_to`` at a time, and gains by it), scales (gains still: all at once, or ``up_to`` while others queue
+    already). ``saturated`` None: undecided.
     ``last_gain`` is what the last step up added to the throughput, as a share. ``falls_to`` is the throughput at the
-    highest load as a share of the best, where it is lower beyond doubt. ``because`` says what the nature stands on, or
+    highest load as a share of the best, where it is lower beyond doubt. ``rejects_from`` is the load from which on
+    requests are refused that lower loads had answered. ``because`` says what the nature stands on, or
     why it is undecided.
     """
 
@@ -88,6 +91,7 @@ class Capacity:
     points: tuple[Point, ...]
     estimates: tuple[Estimate, ...]
     usl: Usl | None
+    rejects_from: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ class Search:
     """
 
     model: str
-    find: Literal["max-concurrency", "max-rate"]
+    find: Find
     unit: Literal["users", "1/s"]
     result: Literal["confirmed", "unbounded", "none", "undecided"]
     answer: float | None
@@ -158,7 +162,7 @@ class NotRun:
 
     model: str
     stage: int
-    after_level: int
+    after_level: int | None
     rule: str
     because: str
     loads: tuple[str, ...]
@@ -166,8 +170,91 @@ class NotRun:
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """A stage that climbs until a rule ends it: ``rules`` are those that may, of gain, slo, error_rate, degraded,
-    over_capacity and time. It asks how far, so that a miss above its lowest rung is an answer and no failure."""
+    """A stage that climbs, or that a rule may end: ``rules`` are those that may, of gain, slo, error_rate, degraded,
+    over_capacity and time. It asks how far, so that a miss above its lowest rung is an answer and no failure.
+    ``climbs``: by a factor, not by a list of loads."""
 
     stage: int
     rules: tuple[str, ...]
+    climbs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LevelMemory:
+    """What the target's memory did over one level.
+
+    ``of`` says what ``before``, ``peak`` and ``after`` count: gpu (used by its processes on all devices, or by the
+    devices), cgroup, footprint (macOS), private (Windows) or rss; ``exact`` whether the peak is a high-water mark or
+    the highest of samples. ``verdict`` is the worst that is true: fits, grows (with load: see `Memory`), leaks, spills
+    (into shared GPU memory or swap), under_pressure, out_of_memory; undecided where nothing was read. ``because`` has
+    the evidence. ``streams`` were in flight at most, each asking for ``tokens`` (input + max_tokens) on average.
+    """
+
+    of: Literal["gpu", "cgroup", "footprint", "private", "rss"] | None
+    before_bytes: int | None
+    peak_bytes: int | None
+    after_bytes: int | None
+    exact: bool
+    limit_bytes: int | None
+    available_min_bytes: int | None
+    swap_peak_bytes: int | None
+    gpu_shared_peak_bytes: int | None
+    pressure_max_share: float | None
+    streams: int | None
+    tokens: float | None
+    verdict: Literal["fits", "grows", "leaks", "spills", "under_pressure", "out_of_memory", "undecided"]
+    because: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One coefficient of a fit, in bytes, with its 95 % interval; None: the levels do not tell it, and why."""
+
+    value_bytes: float | None
+    interval_95: Range | None
+    not_told: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What one model takes, of its closed levels: peak = base + streams × (``per_stream`` + tokens × ``per_token``).
+
+    ``tokens`` of ``per_token`` are those asked for (reserved at the start) or those held at the end (growing),
+    whichever explains the peaks better: ``allocates`` says which. ``per_stream`` is at ``at_tokens`` each where only
+    the number of streams varied. ``leak_per_1000`` is the memory kept for every 1,000 requests, after the drain.
+    ``first_failure`` is the first level that failed for want of memory, ``how`` in what way.
+    """
+
+    model: str
+    of: str
+    base: Share
+    per_stream: Share
+    per_token: Share
+    at_tokens: float | None
+    allocates: Literal["reserved", "grows"] | None
+    leak_per_1000: Share
+    first_failure: int | None
+    how: str | None
+    levels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """After a failure of the target at ``level``: when it came back, in seconds since it was seen to be gone.
+
+    ``to_port_s`` a connection, ``to_status_s`` its status route, ``to_token_s`` a first good token, ``to_ttft_s`` a
+    TTFT within 10 % (or 50 ms) of before. None: not within ``limit_s``. ``restarted``: by us. ``lost`` counts the
+    requests that failed by it. ``told`` says it in words, ``memory_returned`` whether its memory came down again.
+    """
+
+    level: int
+    state: str
+    restarted: bool
+    to_port_s: float | None
+    to_status_s: float | None
+    to_token_s: float | None
+    to_ttft_s: float | None
+    limit_s: float
+    lost: int
+    memory_returned: bool | None
+    told: str

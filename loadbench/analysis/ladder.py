@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from loadbench.analysis import words
 from loadbench.analysis.search import told
 from loadbench.analysis.stats import FLOORS
 from loadbench.analysis.summary import Level
@@ -30,7 +31,7 @@ def _broken(rules: StopRules, levels: Sequence[Level], elapsed_s: float) -> Iter
     where, requests = f"at {load_title(last.load)}", last.requests
     failed = requests.attempted - requests.ok
     if rules.degraded and last.target.state not in (None, "healthy"):
-        yield "degraded", f"the target was {last.target.state} after {load_title(last.load)}"
+        yield "degraded", f"the target was {last.target.state} after it"
     if rules.error_rate is not None and failed > rules.error_rate * requests.attempted:
         share = failed / requests.attempted
         yield (
@@ -38,13 +39,13 @@ def _broken(rules: StopRules, levels: Sequence[Level], elapsed_s: float) -> Iter
             f"{failed} of {requests.attempted} requests failed {where}: {share:.0%}, over {rules.error_rate:.0%}",
         )
     if rules.over_capacity and last.road is not None and last.road.result == "over_capacity":
-        yield "over_capacity", f"{load_title(last.load)} is over capacity: {last.road.because}"
+        yield "over_capacity", f"over capacity: {last.road.because}"
     if rules.slo and (missed := next((clause for clause in last.slo if clause.result == "fail"), None)):
         yield "slo", f"the SLO is missed {where}: {told(missed)}"
     if rules.gain_share is not None and (because := _no_gain(rules.gain_share, levels)):
         yield "gain", because
     if rules.time_s is not None and elapsed_s >= rules.time_s:
-        yield "time", f"the stage has had its {rules.time_s:g} s: {elapsed_s:.0f} s"
+        yield "time", f"the stage has taken {elapsed_s:.0f} s, and its time is {rules.time_s:g} s"
 
 
 def _no_gain(least: float, levels: Sequence[Level]) -> str | None:
@@ -61,7 +62,7 @@ def _no_gain(least: float, levels: Sequence[Level]) -> str | None:
         grown, gained = load_of(after) / load_of(before) - 1, _gained(before, after)
         if grown <= 0 or gained is None or gained >= min(least, grown / 2):
             return None
-        parts.append(f"{gained:+.1%} at {load_title(after.load)}")
+        parts.append(f"{words.signed(gained)} at {load_title(after.load)}")
     steps = " and ".join(parts)
     return f"throughput gained under {least:.0%} twice in a row: {steps}"
 

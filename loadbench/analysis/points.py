@@ -16,29 +16,35 @@ from itertools import pairwise
 
 import numpy as np
 
+from loadbench.analysis.cautions import client_bound
 from loadbench.analysis.findings import Point
-from loadbench.analysis.rundir import Samples
+from loadbench.analysis.rundir import Mask, Samples
 from loadbench.analysis.span import Span
 from loadbench.analysis.stats import FLOORS, NS_PER_MS, Floats, Range
 from loadbench.analysis.summary import Level
 
+ANSWERS = 2  # a batch lasts so many
 BATCHES = (5, 20)  # fewer leave no variance to tell, more are shorter than what they should be independent of
 LEAST_SHARE = 0.01  # a constant server has no variance, and yet no clock and no machine repeats itself to 1 %
 BUSY_SHARE = 0.2  # of all cores: levels of one machine whose speed changes between them draw a curve of their own
+REFUSALS = ("http_4xx", "http_5xx")
+REJECTED_SHARE = 0.03  # of the requests: fewer fail for many reasons
 LEAST_STREAM = 0.05  # of E2E: in less nothing of the work is seen
+SERVES_ON = (None, "healthy", "degraded")  # what refuses beyond its queue is degraded, and serves on all the while
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A point with the mean times it stands on; ``stream_ms`` is from the first token to the last.
 
-    ``doubt`` says why it is not firm.
+    ``doubt`` says why it is not firm; ``rejected_share`` of its requests was refused, None where the target broke.
     """
 
     point: Point
     ttft_ms: float | None
     stream_ms: float | None
     doubt: str | None
+    rejected_share: float | None = None
 
 
 def see(span: Span, level: Level) -> Seen:
@@ -54,13 +60,15 @@ def see(span: Span, level: Level) -> Seen:
     per_s = served / seconds if seconds > 0 and served > 0 else None
     e2e_ms = _mean_ms(samples.last_token_ns - samples.sent_ns, share * ok)
     stream_ms = _mean_ms(samples.last_token_ns - samples.first_token_ns, share * ok)
-    doubt = None
+    doubt, ours = None, client_bound(level.client, level.latency_ms, whole=True)
     if ended < FLOORS["p50"]:
         doubt = f"{ended} requests succeeded once every user had an answer; it takes {FLOORS['p50']}"
     elif closed and e2e_ms and seconds < e2e_ms / 1e3:
         doubt = f"{seconds:.1f} s were left once every user had an answer, and an answer takes {e2e_ms / 1e3:.1f} s"
-    elif level.client.bound:
-        doubt = f"the client was the limit: {'; '.join(level.client.bound_because)}"
+    elif ours:
+        doubt = f"the client was the limit: {'; '.join(ours)}"
+    elif level.target.state not in SERVES_ON:
+        doubt = f"the target was {level.target.state} after it"
     elif level.client.others_share is not None and level.client.others_share > BUSY_SHARE:
         doubt = f"other programs used {level.client.others_share:.0%} of this machine's CPU"
     return Seen(
@@ -77,7 +85,25 @@ def see(span: Span, level: Level) -> Seen:
         ttft_ms=_mean_ms(samples.first_token_ns - samples.sent_ns, share * ok),
         stream_ms=stream_ms if stream_ms and e2e_ms and stream_ms > LEAST_STREAM * e2e_ms else None,
         doubt=doubt,
+        rejected_share=_rejected_share(samples, ok) if level.target.state in SERVES_ON else None,
     )
+
+
+def rejects_from(seen: Sequence[Seen]) -> float | None:
+    """The load from which on requests are refused, where lower loads were not; None: there is none."""
+    told = [one for one in seen if one.rejected_share is not None]
+    served = [one.point.load for one in told if (one.rejected_share or 0.0) <= REJECTED_SHARE]
+    refused = [one.point.load for one in told if (one.rejected_share or 0.0) > REJECTED_SHARE]
+    return min(refused) if served and refused and max(served) < min(refused) else None
+
+
+def _rejected_share(samples: Samples, ok: Mask) -> float | None:
+    """The share of requests that were refused: an HTTP error that came sooner than half of the answers do."""
+    took_ns = samples.done_ns - samples.due_ns
+    if not ok.any():
+        return None
+    refused = np.logical_or.reduce([samples.said(samples.outcome, name) for name in REFUSALS])
+    return float(np.mean(refused & (took_ns < np.median(took_ns[ok]))))
 
 
 def with_in_service(seen: Sequence[Seen]) -> list[Seen]:
@@ -122,15 +148,18 @@ def _shares(due_ns: Floats, done_ns: Floats, since_ns: float, end_ns: float) -> 
 def _interval(span: Span, closed: bool, since_ns: int, per_s: float, e2e_ms: float) -> Range:
     """95 % by batch means, at least 1 % and one completion to either side.
 
-    A batch lasts two answers at least where the level does ten, so that batches hardly know of each other.
+    A batch lasts two answers at least where the level does ten, so that batches hardly know of each other. Else the
+    shares of one answer would make neighbours alike (of 95 % intervals 43 to 84 % held the truth), and whole
+    completions count, of which the interval is wider, and holds it in 90 % and more.
     """
     from scipy.special import stdtrit
 
     seconds = (span.end_ns - since_ns) / 1e9
-    batches = int(np.clip(seconds / max(2e-3 * e2e_ms, 1e-9), *BATCHES))
+    answers = seconds / max(1e-3 * e2e_ms, 1e-9)
+    batches = int(np.clip(answers / ANSWERS, *BATCHES))
     edges_ns = np.linspace(since_ns, span.end_ns, batches + 1)
     due_ns, done_ns = span.samples.due_ns[span.ok], span.samples.done_ns[span.ok]
-    if closed:
+    if closed and answers >= ANSWERS * batches:
         counts = np.array([_shares(due_ns, done_ns, *edges).sum() for edges in pairwise(edges_ns)])
     else:
         counts = np.histogram(done_ns, edges_ns)[0].astype(np.float64)

@@ -5,16 +5,19 @@ A million samples take seconds and some hundred megabytes: lines are parsed a bl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from array import array
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
+from os import SEEK_END
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from loadbench.analysis import memory_columns
 from loadbench.analysis.stats import Floats
 from loadbench.engine.merge import parts
 from loadbench.errors import UsageError
@@ -83,7 +86,10 @@ COLUMNS = tuple(column.name for column in fields(Samples) if column.name != "wor
 
 @dataclass(slots=True)
 class LevelEvents:
-    """What telemetry says of one level. ``end`` is the level_end event, absent where the run was cut off before it."""
+    """What telemetry says of one level. ``end`` is the level_end event, absent where the run was cut off before it.
+
+    ``memory`` has the rows of ``memory_columns``, laid end to end.
+    """
 
     index: int
     start_ns: int
@@ -92,6 +98,7 @@ class LevelEvents:
     end: dict[str, Any] | None = None
     last_tick_ns: int = 0
     peak_rss_bytes: int | None = None
+    memory: array[float] = field(default_factory=lambda: array("d"))
 
     def tick(self, event: dict[str, Any]) -> None:
         """Keep what is asked for of a run that was cut off, and not the ticks: an hour has thousands."""
@@ -104,7 +111,8 @@ class LevelEvents:
 class RunData:
     """A run directory, read, but for its histograms. ``details`` keeps the first error text of each (level, outcome).
 
-    ``torn`` counts unreadable lines by file, those of the histogram log once `read_gaps` has read it.
+    ``torn`` counts unreadable lines by file, those of the histogram log once `read_gaps` has read it. ``recoveries``
+    are the events in which the target came back, or did not.
     """
 
     path: Path
@@ -114,19 +122,25 @@ class RunData:
     levels: tuple[LevelEvents, ...]
     last_event_ns: int
     torn: dict[str, int]
+    recoveries: tuple[dict[str, Any], ...] = ()
 
 
-def read(path: Path) -> RunData:
-    """The run in this directory; UsageError where it is none."""
+def read(path: Path, only: Collection[int] | None = None) -> RunData:
+    """The run in this directory; UsageError where it is none.
+
+    ``only`` these levels of a run that goes on, which costs what they have and not what the run has by then.
+    """
     facts = _facts(path)
     torn: dict[str, int] = {}
     try:
-        samples, details = _samples(parts(path, "samples.jsonl"), torn)
-        levels, last_event_ns = _telemetry(path / "telemetry.jsonl", torn)
+        samples, details = _samples(parts(path, "samples.jsonl"), torn, min(only or (0,)))
+        levels, last_event_ns, recoveries = _telemetry(path / "telemetry.jsonl", torn)
     except KeyError as error:
         raise UsageError(f"{path}: expected {error} on every line of its JSON lines, found one without") from error
     except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"{path}: expected numbers where samples have numbers, found none ({error})") from error
+    if only is not None:
+        levels = tuple(events for events in levels if events.index in only)
     return RunData(
         path=path,
         facts=facts,
@@ -135,6 +149,7 @@ def read(path: Path) -> RunData:
         levels=levels,
         last_event_ns=last_event_ns,
         torn=torn,
+        recoveries=recoveries,
     )
 
 
@@ -151,18 +166,36 @@ def _facts(path: Path) -> dict[str, Any]:
     return dict(facts)
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def _blocks(path: Path, since: int = 0) -> Iterator[bytes]:
     """The file in blocks of whole lines; a last line without an end comes as it is. A missing file is an empty one."""
     if not path.exists():
         return
     with path.open("rb") as file:
+        file.seek(_start_of(since, file) if since else 0)
         while block := file.read(BLOCK_BYTES):
             yield block + file.readline()
 
 
-def _records(path: Path, torn: dict[str, int]) -> Iterator[list[dict[str, Any]]]:
+def _start_of(level: int, file: BinaryIO) -> int:
+    """Where a file has no line of a level before this one any more, less than a block too early.
+
+    Levels follow one another in what a process writes, so the place is found by halves: what came before costs nothing.
+    """
+    low, high = 0, file.seek(0, SEEK_END)
+    while high - low > BLOCK_BYTES:
+        file.seek((low + high) // 2)
+        file.readline()
+        start, row = file.tell(), _object(file.readline())
+        if isinstance(row, dict) and row["level"] < level:
+            low = start
+        else:
+            high = (low + high) // 2
+    return low
+
+
+def _records(path: Path, torn: dict[str, int], since: int = 0) -> Iterator[list[dict[str, Any]]]:
     """The objects in a file of JSON lines, a block at a time; what is no object is counted as torn and skipped."""
-    for block in _blocks(path):
+    for block in _blocks(path, since):
         try:
             # One parse of a whole block takes two thirds of the time of one per line.
             rows = orjson.loads(b"[" + block.rstrip(b"\n").replace(b"\n", b",") + b"]")
@@ -189,12 +222,13 @@ class _Words(dict[str | None, int]):
         return code
 
 
-def _samples(paths: Sequence[Path], torn: dict[str, int]) -> tuple[Samples, dict[tuple[int, str], str]]:
+def _samples(paths: Sequence[Path], torn: dict[str, int], since: int) -> tuple[Samples, dict[tuple[int, str], str]]:
+    """The samples, those of levels before ``since`` left out as far as that saves reading them."""
     words = _Words()
     parts: dict[str, list[npt.NDArray[Any]]] = {column: [np.empty(0, _dtype(column))] for column in COLUMNS}
     details: dict[tuple[int, str], str] = {}
     cells = itemgetter(*COLUMNS)
-    for rows in (rows for path in paths for rows in _records(path, torn)):
+    for rows in (rows for path in paths for rows in _records(path, torn, since)):
         for column, values in zip(COLUMNS, zip(*map(cells, rows), strict=True), strict=False):
             numbers = map(words.__getitem__, values) if column in WORDS else values
             # numpy turns None into NaN.
@@ -218,8 +252,9 @@ def _possible(column: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values
 
 
-def _telemetry(path: Path, torn: dict[str, int]) -> tuple[tuple[LevelEvents, ...], int]:
+def _telemetry(path: Path, torn: dict[str, int]) -> tuple[tuple[LevelEvents, ...], int, tuple[dict[str, Any], ...]]:
     levels: dict[int, LevelEvents] = {}
+    recoveries: list[dict[str, Any]] = []
     last_ns = 0
     for event in (event for events in _records(path, torn) for event in events):
         last_ns = max(last_ns, event["t_ns"])
@@ -229,11 +264,15 @@ def _telemetry(path: Path, torn: dict[str, int]) -> tuple[tuple[LevelEvents, ...
                 levels[event["level"]] = LevelEvents(event["level"], event["t_ns"])
             case "tick" if level:
                 level.tick(event)
+            case "memory" if level:
+                level.memory.extend(memory_columns.row(event))
+            case "recovery":
+                recoveries.append(event)
             case "issue_end" if level:
                 level.issue_end_ns, level.ended_by = event["t_ns"], event["reason"]
             case "level_end" if level:
                 level.end = event
-    return tuple(levels[index] for index in sorted(levels)), last_ns
+    return tuple(levels[index] for index in sorted(levels)), last_ns, tuple(recoveries)
 
 
 def read_gaps(run: RunData, since_ns: Mapping[int, float]) -> dict[int, dict[str, Hdr]]:
@@ -244,12 +283,18 @@ def read_gaps(run: RunData, since_ns: Mapping[int, float]) -> dict[int, dict[str
     gaps: dict[int, dict[str, Hdr]] = {level: {} for level in since_ns}
     run.torn.pop(HISTOGRAMS, None)
     for path in (path for path in parts(run.path, HISTOGRAMS) if path.exists()):
-        reader = HlogReader(path, lambda tag: tag is not None and tag.startswith("gap."))
+        reader = HlogReader(path, lambda tag: _gaps_of(tag)[1] in gaps)
         for interval in reader:
-            _, kind, level = split_tag(interval.tag or "") or ("", "", -1)
+            kind, level = _gaps_of(interval.tag)
             middle_ns = (interval.start_s + interval.length_s / 2) * 1e9
-            if level in gaps and middle_ns >= since_ns[level]:
+            if middle_ns >= since_ns[level]:
                 gaps[level].setdefault(kind, Hdr()).merge(interval.hdr)
         if reader.torn:
             run.torn[HISTOGRAMS] = run.torn.get(HISTOGRAMS, 0) + reader.torn
     return gaps
+
+
+def _gaps_of(tag: str | None) -> tuple[str, int]:
+    """The kind of prompt and the level of a histogram of gaps; -1 as the level of any other."""
+    metric, kind, level = split_tag(tag or "") or ("", "", -1)
+    return (kind, level) if metric == "gap" else ("", -1)

@@ -14,16 +14,19 @@ from typing import Literal
 
 from loadbench.analysis import words
 from loadbench.analysis.findings import Probe, Result, Search
-from loadbench.analysis.stats import PERCENTILES, nearest_rank
+from loadbench.analysis.stats import TELLS
 from loadbench.analysis.summary import Level, SloClause
+from loadbench.records import Find
 
-Find = Literal["max-concurrency", "max-rate"]
 Purpose = Literal["probe", "confirmation"]
 
 MOST_PROBES = 16
 """1 to 1,024 users in doublings are 11, and five halvings of the last make 3 %."""
 
 MOST_CONFIRMATIONS = 3
+
+MOST_LOWEST = 3
+"""The least load is tried so often before it is said to fail."""
 
 FARTHEST = 3.0
 """Margins are cut here, at 20 times the limit: how far a load missed it says little of where it would have kept it."""
@@ -39,9 +42,6 @@ CHANCE = 0.2
 
 UNDECIDED_WEIGHT = 0.25
 """Of an undecided probe in the fit. It has fewer requests than its percentile takes, typically a quarter of them."""
-
-SURE = 0.01
-"""How improbable a number of slow requests must be under the SLO before it is missed beyond doubt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """All probes of one load together: the worst of their results, and the mean of their margins."""
+    """All probes of one load together: failed unless more passed, and the mean of their margins."""
 
     load: float
     result: Result
@@ -93,22 +93,31 @@ def probe_of(level: Level, purpose: str | None = None) -> Probe:
     """What a level says about its load. ``purpose`` unless stated: the level's own."""
     meant: Purpose = "confirmation" if (purpose or level.purpose) == "confirmation" else "probe"
     load = float(words.load_of(level))
+    doubts = [doubt.reason for doubt in level.cautions if doubt.about == "busy_machine"]
+    failed, attempted = level.requests.attempted - level.requests.ok, level.requests.attempted
+    unasked = failed and not any(clause.unit == "share" for clause in level.slo)
 
     def said(result: Result, because: str, margin: float | None = None, clause: str | None = None) -> Probe:
+        doubted = [f"{failed:,} of {attempted:,} requests failed"] if unasked and result == "pass" else []
+        doubted += _coarse(level) if result == "pass" else []
+        because += "".join(f", while {doubt}" for doubt in doubted + doubts)
         return Probe(level.index, load, meant, result, margin, clause, because)
 
     # Latencies of a target that broke or fell behind say how long the level was: they have no margin.
-    if level.target.state not in (None, "healthy"):
+    if level.target.state not in (None, "healthy") and not (level.client.bound and level.target.state == "degraded"):
         return said("fail", f"the target was {level.target.state} after it")
     if level.road is not None and level.road.result == "over_capacity":
+        if level.client.bound:
+            return said("undecided", f"the client was the limit, over capacity: {level.road.because}")
         return said("fail", f"over capacity: {level.road.because}")
     if not level.slo:
         return said("undecided", "there is no SLO")
-    judged = [(clause, *_judged(clause, level), _margin(clause, level)) for clause in level.slo]
-    known = [(margin, clause) for clause, _, _, margin in judged if margin is not None]
+    known = [(margin, clause) for clause in level.slo if (margin := _margin(clause, level)) is not None]
     margin, nearest = min(known, key=lambda pair: pair[0]) if known else (None, level.slo[0])
     for result in ("fail", "undecided"):
-        because = next((because for _, its, because, _ in judged if its == result), None)
+        because = next((told(clause) for clause in level.slo if clause.result == result), None)
+        if because and result == "fail" and margin is not None and margin > 0:  # not by its value
+            margin = None
         if because and result == "fail" and level.client.bound:
             return said("undecided", f"the client was the limit: {because}", margin, nearest.clause)
         if because:
@@ -118,30 +127,22 @@ def probe_of(level: Level, purpose: str | None = None) -> Probe:
     return said("pass", told(nearest), margin, nearest.clause)
 
 
-def _judged(clause: SloClause, level: Level) -> tuple[Result, str]:
-    """The clause's result; where its percentile is not firm, it may still be missed beyond doubt."""
-    metric, _, percentile = clause.clause.partition(".")
-    if clause.result != "undecided" or clause.series is None:
-        return clause.result, told(clause)
-    seen = level.latency_ms[metric][clause.series]
-    for name, share in sorted(PERCENTILES.items(), key=lambda row: -row[1]):
-        value = seen.value(name)
-        if share > PERCENTILES[percentile] or value is None or value <= clause.limit:
-            continue
-        above = seen.n - nearest_rank(share, seen.n) + 1
-        if seen.firm(name) is not None or _chance(above, seen.n, 1 - PERCENTILES[percentile]) < SURE:
-            took = f"took longer than the {words.time(clause.limit)} of {words.clause_title(clause.clause)}"
-            return "fail", f"at least {above} of {seen.n} requests {took}"
-    return "undecided", f"{words.clause_title(clause.clause)}: {clause.because}"
-
-
-def _chance(least: int, n: int, share: float) -> float:
-    """The probability of at least so many of ``n`` when each is one with this probability (binomial, exact)."""
-    return sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(least, n + 1))
+def _coarse(level: Level) -> list[str]:
+    """The shares that a level had too few requests to tell."""
+    told = []
+    for clause in level.slo:
+        room = clause.limit if clause.clause == "error_rate" else 1 - clause.limit
+        if clause.unit == "share" and clause.n * room < TELLS:
+            least = f"{math.ceil(TELLS / room):,} tell it" if room > 0 else "none tell it"
+            told.append(f"{clause.n:,} requests hardly tell the {words.clause_title(clause.clause)}; {least}")
+    return told
 
 
 def _margin(clause: SloClause, level: Level) -> float | None:
-    """ln(limit / value), above 0 within; of shares that may be 0, with half a request's worth added to both."""
+    """ln(limit / value), above 0 within; of shares, with half a request's worth added to both.
+
+    A share of which nothing was used has none: how far it is from its limit says only how many requests there were.
+    """
     value, limit = clause.value, clause.limit
     if clause.series is not None:
         if value is None:  # too few to tell it from the maximum, which is then the nearest rank
@@ -151,6 +152,8 @@ def _margin(clause: SloClause, level: Level) -> float | None:
         return None
     if clause.clause == "goodput":
         value, limit = 1 - value, 1 - limit
+    if not value:
+        return None
     little = 0.5 / clause.n
     return _cut(math.log((limit + little) / (value + little)))
 
@@ -165,7 +168,10 @@ def next_step(bounds: Bounds, probes: Sequence[Probe]) -> Step | None:
         return Step(float(bounds.low), "probe")
     tried, confirmations = _tried(probes), sum(probe.purpose == "confirmation" for probe in probes)
     bracket = _bracket(tried)
-    if _confirmed(probes, bracket) or _lowest_failed(bounds, tried) or confirmations >= MOST_CONFIRMATIONS:
+    lowest = _lowest(bounds, probes)
+    if lowest == "again":
+        return Step(float(bounds.low), "probe")
+    if _confirmed(probes, bracket) or lowest or confirmations >= MOST_CONFIRMATIONS:
         return None
     if len(probes) - confirmations < MOST_PROBES:
         load = _probe_at(bounds, tried, bracket, probes)
@@ -193,20 +199,32 @@ def _confirmed(probes: Sequence[Probe], bracket: Bracket) -> Probe | None:
     return last if held and bracket.passed is not None and last.load <= bracket.passed else None
 
 
-def _lowest_failed(bounds: Bounds, tried: Sequence[Tried]) -> bool:
-    return tried[0].load == bounds.low and tried[0].result == "fail"
+def _lowest(bounds: Bounds, probes: Sequence[Probe]) -> Literal["again", "none", "undecided"] | None:
+    """What the least load that is allowed says once it failed; None: nothing, or it passed more often.
+
+    Nothing is below it, so that once is not enough: it is tried again, and twice where it then passes.
+    """
+    there = [probe.result for probe in probes if probe.load == bounds.low]
+    passed, failed = there.count("pass"), there.count("fail")
+    if not failed or passed > failed:
+        return None
+    first = next(result for result in there if result != "undecided")
+    if first == "fail" and failed == 1 and len(there) < MOST_LOWEST:
+        return "again"
+    return "undecided" if passed or failed == 1 else "none"
 
 
 def _tried(probes: Sequence[Probe]) -> list[Tried]:
-    """By load, the smallest first."""
-    worst: tuple[Result, ...] = ("fail", "undecided", "pass")
+    """By load, the smallest first. Where something firm is known of a load, what is undecided adds nothing."""
     found = []
     for load, group in groupby(_by_load(probes), key=_load):
         same = list(group)
-        margins = [probe.margin for probe in same if probe.margin is not None]
-        result = min((probe.result for probe in same), key=worst.index)
-        weight = sum(UNDECIDED_WEIGHT if p.result == "undecided" else 1.0 for p in same if p.margin is not None)
         confirmations = sum(probe.purpose == "confirmation" for probe in same)
+        same = [probe for probe in same if probe.result != "undecided"] or same
+        margins = [probe.margin for probe in same if probe.margin is not None]
+        passed, failed = (sum(probe.result == result for probe in same) for result in ("pass", "fail"))
+        result: Result = "fail" if failed and failed >= passed else "pass" if passed else "undecided"
+        weight = sum(UNDECIDED_WEIGHT if p.result == "undecided" else 1.0 for p in same if p.margin is not None)
         found.append(Tried(load, result, sum(margins) / len(margins) if margins else None, weight, confirmations))
     return found
 
@@ -275,7 +293,9 @@ def conclude(bounds: Bounds, model: str, probes: Sequence[Probe], complete: bool
     tried = _tried(probes)
     bracket, root = _bracket(tried), _root(tried)
     answer, result, because = _outcome(bounds, probes, complete)
-    failed = (one.load for one in tried if one.result == "fail" and one.load > (bracket.passed or 0.0))
+    failed = min(
+        (one.load for one in tried if one.result == "fail" and one.load > (bracket.passed or 0.0)), default=None
+    )
     return Search(
         model=model,
         find=bounds.find,
@@ -283,12 +303,17 @@ def conclude(bounds: Bounds, model: str, probes: Sequence[Probe], complete: bool
         result=result,
         answer=answer,
         passed=bracket.passed,
-        failed=min(failed, default=None),
-        estimate=None if root is None else math.exp(root),
+        failed=failed,
+        estimate=None if root is None else _between(math.exp(root), bracket.passed, failed),
         because=because,
         odd=tuple(_odd(bounds, probes)),
         probes=tuple(probes),
     )
+
+
+def _between(load: float, passed: float | None, failed: float | None) -> float:
+    """Within what was seen: the fit goes through means, of loads that passed and of loads that failed alike."""
+    return min(max(load, passed or 0.0), math.inf if failed is None else failed)
 
 
 def _outcome(
@@ -302,24 +327,32 @@ def _outcome(
     if last := _confirmed(probes, bracket):
         by = f"confirmed by level {last.level}: {last.because}"
         if bracket.high is None and last.load >= bounds.high:
-            return last.load, "unbounded", f"{words.load(last.load, bounds.unit)} is the most that was allowed, {by}"
+            return last.load, "unbounded", f"the most that was allowed, {by}"
         unsure = [one for one in tried if one.load > last.load and one.result == "undecided"]
         return last.load, "confirmed", "; ".join([by, *_seen(bounds, unsure)])
-    if _lowest_failed(bounds, tried):
-        least = next(probe for probe in probes if probe.load == bounds.low and probe.result == "fail")
-        where = f"{words.load(bounds.low, bounds.unit)}, the least that was allowed (level {least.level})"
-        return None, "none", f"missed at {where}: {least.because}"
+    lowest, least = _lowest(bounds, probes), f"{words.load(bounds.low, bounds.unit)}, the least that was allowed"
+    if lowest in ("none", "undecided"):
+        there = [probe for probe in probes if probe.load == bounds.low]
+        missed = next(probe for probe in there if probe.result == "fail")
+        if lowest == "none":
+            return None, "none", f"missed at {least} (level {missed.level}): {missed.because}"
+        results = words.listed([f"{_RESULTS[probe.result]} in level {probe.level}" for probe in there])
+        return None, "undecided", f"at {least}, it {results} ({missed.because})"
     if not complete:
         return None, "undecided", "; ".join(["cut short", *_seen(bounds, tried)])
     tries = sum(probe.purpose == "confirmation" for probe in probes)
     return None, "undecided", "; ".join([f"no fresh level bore one out in {tries} tries", *_seen(bounds, tried)])
 
 
+_RESULTS: dict[Result, str] = {"pass": "passed", "fail": "failed", "undecided": "was undecided"}
+
+
 def _seen(bounds: Bounds, tried: Sequence[Tried]) -> Iterator[str]:
-    """``passed at 1, 2, 4 users``, ``failed at 8, 16 users``."""
+    """``passed at 1, 2 and 4 users``, ``failed at 8 and 16 users``."""
     for result, word in (("pass", "passed"), ("fail", "failed"), ("undecided", "undecided")):
-        if loads := [f"{one.load:g}" for one in tried if one.result == result]:
-            yield f"{word} at {words.listed(loads)}{'/s' if bounds.unit == '1/s' else ' users'}"
+        if loads := [one.load for one in tried if one.result == result]:
+            titles = [*(f"{load:g}" for load in loads[:-1]), words.load(loads[-1], bounds.unit)]
+            yield f"{word} at {words.listed(titles)}"
 
 
 def _odd(bounds: Bounds, probes: Sequence[Probe]) -> Iterator[str]:
@@ -348,5 +381,7 @@ def _by_load(probes: Sequence[Probe]) -> list[Probe]:
 
 
 def told(clause: SloClause) -> str:
-    """``TTFT p95 is 1.2 s, the limit 1 s (260 requests)``."""
+    """``TTFT p95 is 1.2 s, the limit 1 s (260 requests)``, or why it is not told by its value."""
+    if clause.because:
+        return f"{words.clause_title(clause.clause)}: {clause.because}"
     return f"{words.clause(clause)} ({clause.n:,} requests)"

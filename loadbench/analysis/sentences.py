@@ -1,4 +1,4 @@
-"""What a model carries, in sentences: the search's answer, its nature, the SLO, open loop, prefill and decode.
+"""What a model carries, in sentences: the search's answer, its nature, the SLO, prefill and decode.
 
 From what ``findings`` hold and only from firm values; where these are not, the sentence says so and why. A level that
 was over capacity has no latency here: its percentiles say how long it was.
@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from loadbench.analysis import words
-from loadbench.analysis.findings import Capacity, Estimate, NotRun, Phases, Point, Result, Search
+from loadbench.analysis.estimates import ALL_SHARE
+from loadbench.analysis.findings import Capacity, Estimate, Phases, Point, Result, Search
+from loadbench.analysis.points import REFUSALS
 from loadbench.analysis.road import is_over
-from loadbench.analysis.stats import FLOORS, Distribution
-from loadbench.analysis.summary import ClosedLoad, Interval, Level
+from loadbench.analysis.stats import FLOORS
+from loadbench.analysis.summary import ClosedLoad, Level
 from loadbench.analysis.words import listed, load, number, time, users
 from loadbench.records import load_title
 
 FLAT_SHARE = 0.15  # throughput within this is one number: issue 2's bar for a serial engine, and about its scatter
+SLIGHT = 0.05  # of a token's time: less for a further user is none, where few levels leave no interval
 APART = 2.0  # a ladder of doublings cannot tell a knee closer than that
 MOST_TOLD = 3  # schedules whose latency the paragraph tells one by one
-LEAST_INTERVALS = 4
 
 RESULTS: tuple[Result, ...] = ("fail", "undecided", "pass")  # worst first
 Levels = Mapping[int, Level]
@@ -40,9 +42,13 @@ def search(found: Search) -> Iterator[str]:
         answer = f"{found.answer:,.4g}" if found.unit == "users" else load(found.answer, found.unit)
         yield f"{most} within the SLO: {answer}, {found.because}{missed}."
     elif found.result == "unbounded":
-        yield f"The SLO holds wherever it was tried: {found.because}. Raise the stage's highest load to find the end."
+        held = "" if found.answer is None else f"{load(found.answer, found.unit)}, "
+        further = "Raise the stage's highest load to find the end."
+        yield f"The SLO holds wherever it was tried: {held}{found.because}. {further}"
     elif found.result == "none":
-        yield f"No load keeps the SLO: {found.because}."
+        one = found.unit == "users" and found.probes[0].load == 1  # of which there is no less
+        lower = "" if one else " Lower the stage's lowest load to find the end."
+        yield f"{'No load' if one else 'Not even the lowest load'} keeps the SLO: {found.because}.{lower}"
     else:
         yield f"{most} within the SLO: undecided, {found.because}."
     if found.odd:
@@ -60,11 +66,17 @@ def capacity(found: Capacity, levels: Levels, climbs: bool) -> Iterator[str]:
         step = "doubling" if len(points) > 1 and points[-1].load == 2 * points[-2].load else "step up"
         more = "raise `to`" if climbs else "try more users"
         yield f"Not saturated: the last {step} still gained {found.last_gain:.0%}: {more}."
+    elif found.nature == "scales" and found.up_to is not None and found.last_gain is not None:
+        yield (
+            f"The last step up still gained {found.last_gain:.0%}, though some queue already: measure {found.up_to}"
+            f" users too, or more than {points[-1].load:.4g}."
+        )
     elif found.saturated is None and found.nature is not None and found.loop == "closed":
         yield f"Whether it is saturated is undecided{_because(_estimate(found, 'knee'))}."
-    if found.falls_to is not None and points and found.falls_to < 1 - FLAT_SHARE:
+    if found.falls_to is not None and points and _falls(found) and not _peaks(found):
         at = load(points[-1].load, "users" if found.loop == "closed" else "1/s")
         yield f"Past its peak it degrades: at {at} throughput is {found.falls_to:.0%} of the best."
+    yield from _rejects(found, levels)
     yield from _apart(found)
     if found.usl is not None:
         peak = _firm(found, "usl_peak")
@@ -79,7 +91,7 @@ def capacity(found: Capacity, levels: Levels, climbs: bool) -> Iterator[str]:
 def _nature(found: Capacity, points: Sequence[Point], levels: Levels) -> str:
     """One sentence on how it takes several at once, with the throughput and first tokens that show it."""
     first, last = points[0], points[-1]
-    best = max(points, key=_rate_of)
+    best = max(points, key=_served)
     flat, shown = _flat(points), _through(points)
     knee, bound = _firm(found, "knee"), _firm(found, "asymptotic")
     limit = f" (N* = {bound.value:.2g})" if bound and bound.value is not None else ""
@@ -91,15 +103,20 @@ def _nature(found: Capacity, points: Sequence[Point], levels: Levels) -> str:
         return f"It serves one at a time: {shown}{reached}; further users queue{slower}."
     if found.nature is None:
         return f"{_capital(shown)}; how it takes several at once is undecided: {_short(found.because)}."
+    if found.nature == "scales" and found.up_to is not None:
+        return f"It works on {found.up_to} of {users(last.load)} at once, the others queue: {shown}{slower}."
     if found.nature == "scales":
         return f"It takes all {users(last.load)} at once: {shown}{slower}."
     full = max((point for point in points if point.load <= (found.up_to or 0)), key=lambda p: p.load, default=first)
-    queue = "" if full is last else f"; from {full.load:.4g} on further users queue{_first_tokens(levels, full, last)}"
+    queue = f"{beyond}{_first_tokens(levels, full, last)}" if (beyond := _beyond(found, last)) else ""
     if found.nature == "shares_in_turns":
         return f"It works on {found.up_to} at a time, which share the processor: {shown}{reached}{queue}."
+    if _peaks(found) and found.falls_to is not None:
+        left = f"{found.falls_to:.0%} of the best"
+        return f"It batches up to {found.up_to} and degrades past that: {shown}, {left}{queue}."
     if flat or best is first or found.saturated is not True:
         return f"It batches up to {found.up_to}: {shown}{queue}."
-    top = next(point for point in points if _rate_of(point) >= 0.95 * _rate_of(best))
+    top = next((point for point in points if knee and point.load == knee.value), best)
     return (
         f"It batches up to {found.up_to}: throughput grows {_rate_of(top) / _rate_of(first):.2g}-fold from"
         f" {number(_rate_of(first))} {_unit(points)} at {users(first.load)} to {number(_rate_of(top))} at"
@@ -107,10 +124,40 @@ def _nature(found: Capacity, points: Sequence[Point], levels: Levels) -> str:
     )
 
 
+def _falls(found: Capacity) -> bool:
+    return found.falls_to is not None and found.falls_to < 1 - FLAT_SHARE
+
+
+def _peaks(found: Capacity) -> bool:
+    """Whether it gains by several and loses by many."""
+    return found.nature == "batches" and _falls(found)
+
+
+def _rejects(found: Capacity, levels: Levels) -> Iterator[str]:
+    """From when on requests are refused, which no queue and no throughput shows."""
+    if found.rejects_from is None:
+        return
+    first = next(point for point in found.points if point.load == found.rejects_from)
+    at, level = load(first.load, "users" if found.loop == "closed" else "1/s"), levels.get(first.level)
+    shares = ""
+    if level is not None and level.requests.attempted:
+        refused = sum(level.requests.failed.get(name, 0) for name in REFUSALS) / level.requests.attempted
+        shares = f": {refused:.0%} of those at {at}"
+    yield f"From {at} on it rejects requests instead of queueing them{shares}."
+
+
+def _beyond(found: Capacity, last: Point) -> str:
+    """What becomes of further users, where it was seen: a queue leaves some of them unserved."""
+    if found.up_to is None or last.load <= found.up_to or last.in_service is None:
+        return ""
+    queue = last.in_service < ALL_SHARE * last.load
+    return f"; beyond {found.up_to} further users {'queue' if queue else 'slow each other down'}"
+
+
 def _through(points: Sequence[Point]) -> str:
     """``throughput stays at about 144 tok/s from 1 to 8 users``, or how it went."""
     first, last, unit = points[0], points[-1], _unit(points)
-    best = max(points, key=_rate_of)
+    best = max(points, key=_served)
     if len(points) == 1:
         return f"it gives {number(_rate_of(first))} {unit} at {users(first.load)}"
     if _flat(points):
@@ -128,6 +175,11 @@ def _flat(points: Sequence[Point]) -> bool:
 
 def _rate(point: Point) -> float | None:
     return point.tokens_per_s or point.per_s
+
+
+def _served(point: Point) -> float:
+    """What the nature and the knee go by; tokens are only told."""
+    return point.per_s or 0.0
 
 
 def _rate_of(point: Point) -> float:
@@ -180,7 +232,7 @@ def _apart(found: Capacity) -> Iterator[str]:
 
 def alone(levels: Sequence[Level]) -> Iterator[str]:
     """What a model gives where nothing is known of its capacity: a single level, or none that ended as planned."""
-    closed = [level for level in levels if isinstance(level.load, ClosedLoad)]
+    closed = [level for level in levels if isinstance(level.load, ClosedLoad) and level.load.ask is None]
     whole = [level for level in closed if level.complete]
     if closed and not whole:
         yield "No level ended as planned, so there is no throughput to speak of."
@@ -239,74 +291,6 @@ def _reach(levels: Sequence[Level], judged: Sequence[Level], result: Result) -> 
     return listed(told)
 
 
-def open_loop(levels: Sequence[Level]) -> Iterator[str]:
-    """Which rates it keeps up with, and how late answers are at those."""
-    opened = [level for level in levels if not isinstance(level.load, ClosedLoad)]
-    rates = sorted((level for level in opened if words.is_fixed(level) and level.road), key=words.load_of)
-    kept, over, unsure = (
-        [level for level in rates if level.road and level.road.result == result]
-        for result in ("steady", "over_capacity", "undecided")
-    )
-    parts = []
-    if kept:
-        parts.append(f"keeps up with {load_title(kept[-1].load)}")
-    if over:
-        given = over[0].throughput["requests_per_s"]
-        gives = "" if given is None else f", where it gives {given:.3g}/s"
-        parts.append(f"is over capacity at {load_title(over[0].load)}{gives}")
-    if parts:
-        yield f"It {listed(parts)}."
-    if unsure and unsure[0].road:
-        yield f"Whether it keeps up {words.where(unsure)} is undecided: {unsure[0].road.because}."
-    for level in opened:
-        if is_over(level.road):
-            yield from _left_the_road(level)
-    on_road = [level for level in opened if not is_over(level.road)]
-    for level in on_road if len(on_road) <= MOST_TOLD else kept[-1:] or on_road[-1:]:
-        yield _lateness(level)
-
-
-def _left_the_road(level: Level) -> Iterator[str]:
-    assert level.road is not None
-    since = "" if level.road.left_s is None else f" from {level.road.left_s:.3g} s on"
-    asked = "" if level.road.left_at is None or words.is_fixed(level) else f", at {level.road.left_at:.3g}/s,"
-    yield (
-        f"At {load_title(level.load)} more came than went{since}{asked or ','} so its latencies only say how long the"
-        " level was."
-    )
-
-
-def _lateness(level: Level) -> str:
-    name = "first token" if level.latency_ms["ttft"]["response"].n else "whole answer"
-    response = level.latency_ms["ttft" if name == "first token" else "e2e"]["response"]
-    told = [f"{time(value)} (p{q})" for q in (50, 95) if (value := response.firm(f"p{q}")) is not None]
-    if told:
-        return f"At {load_title(level.load)} the {name} comes {listed(told)} after it was due."
-    return f"At {load_title(level.load)} too few requests succeeded to speak of their latency."
-
-
-def over_time(level: Level) -> Iterator[str]:
-    """How the first token, or without streaming the whole answer, changed over a level with results by interval."""
-    if len(level.intervals) < LEAST_INTERVALS or is_over(level.road):
-        return
-    for metric, title in (("ttft", "first token"), ("e2e", "whole answer")):
-        for statistic in ("p95", "p50"):
-            told = [
-                (value, part) for part in level.intervals if (value := _of(part, metric).firm(statistic)) is not None
-            ]
-            if len(told) >= LEAST_INTERVALS:
-                (low, _), (high, worst) = (found(told, key=lambda pair: pair[0]) for found in (min, max))
-                yield (
-                    f"At {load_title(level.load)} the {title}'s {statistic} of an interval lies between {time(low)} and"
-                    f" {time(high)}, highest {worst.start_s:.4g} s after the level's start."
-                )
-                return
-
-
-def _of(part: Interval, metric: str) -> Distribution:
-    return part.latency_ms.get(metric) or Distribution(0)
-
-
 def phases(found: Phases) -> Iterator[str]:
     """What reading a prompt and one more user cost; nothing where the fit tells nothing."""
     parts = []
@@ -317,25 +301,16 @@ def phases(found: Phases) -> Iterator[str]:
         if reach and reach[0] > 0:
             spread = f" ({number(1e3 / reach[1])} to {number(1e3 / reach[0])})"
         parts.append(
-            f"reading the prompt goes at {number(found.prefill_tokens_per_s)} tokens/s{spread} plus"
-            f" {time(max(0.0, prefill.fixed_ms))}"
+            f"reading the prompt goes at {number(found.prefill_tokens_per_s)} tokens/s{spread}"
+            + (f" plus {time(prefill.fixed_ms)}" if prefill.fixed_ms > 0 else "")
         )
-    if decode.slope_ms is not None and decode.slope_ms > 0:
+    if decode.slope_ms is not None and decode.fixed_ms is not None and decode.slope_ms > 0:
         reach = decode.slope_ms_interval_95
         spread = f" (±{time((reach[1] - reach[0]) / 2)})" if reach else ""
-        if reach is None or reach[0] > 0:
+        if reach[0] > 0 if reach else decode.slope_ms > SLIGHT * decode.fixed_ms:
             parts.append(f"each further user adds {time(decode.slope_ms)}{spread} to every token")
     if parts:
         yield f"{_capital('; '.join(parts))}."
-
-
-def not_run(left: NotRun, levels: Levels) -> str:
-    """``The ladder ended after 16 users (…); not run: 32 and 64 users.``"""
-    loads = [*left.loads]
-    if all(told.endswith(" users") for told in loads):
-        loads = [told.removesuffix(" users") for told in loads[:-1]] + loads[-1:]
-    after = f" after {load_title(levels[left.after_level].load)}" if left.after_level in levels else ""
-    return f"The ladder ended{after} ({left.because})" + (f"; not run: {listed(loads)}." if loads else ".")
 
 
 # What says how many are served at once, by kind of endpoint; FOUNDRY.md for the first two, the servers' manuals.
@@ -352,7 +327,8 @@ def advice(found: Capacity, kind: str | None) -> Iterator[str]:
     if found.loop != "closed" or not found.saturated or found.nature in (None, "scales"):
         return
     most = _firm(found, "knee")
-    beyond = users(most.value) if most and most.value is not None else "that"
+    most_users = found.up_to if found.nature == "batches" or most is None else most.value
+    beyond = "that" if most_users is None else users(most_users)
     if kind == "foundry-2" and found.nature in ("shares_the_processor", "serves_one_at_a_time"):
         yield (
             f"Beyond {beyond} queue in the app, or use a model with `engine.dynamic_batching` in its genai_config.json,"

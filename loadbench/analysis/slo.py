@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,13 @@ from loadbench.analysis.findings import Result
 from loadbench.analysis.metrics import LATENCIES, Series
 from loadbench.analysis.road import FALLS, GROWS, is_over
 from loadbench.analysis.rundir import Mask, Samples
-from loadbench.analysis.stats import FLOORS, LEASTS, NS_PER_MS
+from loadbench.analysis.stats import FLOORS, LEASTS, NS_PER_MS, PERCENTILES, Distribution, nearest_rank
 from loadbench.analysis.summary import Latencies, Requests, Road, SloClause
+from loadbench.analysis.words import time
 from loadbench.scenario.schema import Slo
+
+SURE = 0.01
+"""How improbable a number of slow requests must be under the SLO before it is missed beyond doubt."""
 
 
 def series_of(metric: str, headline: Series) -> Series:
@@ -43,10 +48,12 @@ def judge(
     goodput_share: float | None,
     headline: Series,
     road: Road | None,
+    state: str | None = None,
 ) -> tuple[SloClause, ...]:
-    """Every clause of the SLO on one level.
+    """Every clause of the SLO on one level, after which the target was in this state.
 
     Over capacity latencies grow with the length of the level: a longer one would break the limit that this one kept.
+    Of a target that broke, or one that failed most, no latency is worth a pass: it is that of what it left undone.
     """
     clauses = [
         _latency(metric, percentile, limit_s * 1e3, latency_ms, headline)
@@ -58,14 +65,21 @@ def judge(
         clauses.append(_share("error_rate", slo.error_rate, failed, attempted, at_most=True))
     if slo.goodput is not None:
         clauses.append(_share("goodput", slo.goodput, goodput_share, attempted, at_most=False))
+    if broke := _broke(slo, requests, state):
+        return tuple(c if c.result == "fail" else replace(c, result="fail", because=broke) for c in clauses)
     if not is_over(road):
         return tuple(clauses)
-    return tuple(
-        replace(clause, result="undecided", because=GROWS if clause.unit == "ms" else FALLS)
-        if clause.result == "pass" and clause.clause != "error_rate"
-        else clause
-        for clause in clauses
-    )
+    return tuple(_beyond(clause) for clause in clauses)
+
+
+def _beyond(clause: SloClause) -> SloClause:
+    """The same of a level over its capacity: a limit that it broke is broken, by what means nothing."""
+    if clause.clause == "error_rate":
+        return clause
+    because = GROWS if clause.unit == "ms" else FALLS
+    if clause.result == "fail":
+        return replace(clause, because=because)
+    return replace(clause, result="undecided", because=because) if clause.result == "pass" else clause
 
 
 def _latency(metric: str, percentile: str, limit_ms: float, latency_ms: Latencies, headline: Series) -> SloClause:
@@ -83,7 +97,39 @@ def _latency(metric: str, percentile: str, limit_ms: float, latency_ms: Latencie
         because = f"{n} samples; {percentile} is firm from {FLOORS[percentile]}"
     met = value is not None and value <= limit_ms
     result: Result = "undecided" if because else "pass" if met else "fail"
+    if because and (sure := _missed(distribution, percentile, limit_ms)):
+        result, because = "fail", sure
     return SloClause(f"{metric}.{percentile}", series, "ms", limit_ms, value, n, result, because)
+
+
+def _missed(seen: Distribution, percentile: str, limit_ms: float) -> str | None:
+    """Why a limit is missed beyond doubt by a percentile that is not firm itself; None: it is not.
+
+    Either a lower percentile is firm and above it already, or so many requests were that a target which keeps the limit
+    has so many in one level of a hundred at most.
+    """
+    for name, share in sorted(PERCENTILES.items(), key=lambda row: -row[1]):
+        value = seen.value(name)
+        if share > PERCENTILES[percentile] or value is None or value <= limit_ms:
+            continue
+        above = seen.n - nearest_rank(share, seen.n) + 1
+        if seen.firm(name) is not None or _chance(above, seen.n, 1 - PERCENTILES[percentile]) < SURE:
+            return f"at least {above} of {seen.n} requests took longer than {time(limit_ms)}"
+    return None
+
+
+def _chance(least: int, n: int, share: float) -> float:
+    """The probability of at least so many of ``n`` when each is one with this probability (binomial, exact)."""
+    return sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(least, n + 1))
+
+
+def _broke(slo: Slo, requests: Requests, state: str | None) -> str | None:
+    """Why nothing of a level passes: a target not healthy after it, or most failed and no share is asked for."""
+    if state not in (None, "healthy"):
+        return f"the target was {state} after it"
+    if requests.ok < requests.attempted / 2 and slo.error_rate is None and slo.goodput is None:
+        return f"{requests.attempted - requests.ok:,} of {requests.attempted:,} requests failed"
+    return None
 
 
 def _share(name: str, limit: float, value: float | None, n: int, at_most: bool) -> SloClause:

@@ -40,6 +40,11 @@ class Span:
         return bool(self.plan["load"].get("legs") or self.plan["load"].get("trace"))
 
     @property
+    def is_rung(self) -> bool:
+        """Whether it is of a memory ladder, which asks for memory and whose times say nothing of any other load."""
+        return bool(self.plan["load"].get("ask"))
+
+    @property
     def since_ns(self) -> float:
         """From when on things count: always, or after the warm-up."""
         return self.start_ns if self.trimmed_s else -np.inf

@@ -15,6 +15,7 @@ Floats = npt.NDArray[np.float64]
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 
+TELLS = 3.0  # ÷ a share: of so many requests none fails by chance in 5 of 100, and so they tell it (Hanley 1983)
 NS_PER_MS = 1e6
 
 

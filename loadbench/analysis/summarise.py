@@ -2,12 +2,12 @@
 
 What a number means is in ``metrics``, which requests count in ``span``, how sure it is in ``stats`` and ``interval``;
 whether a level stayed on the ``road``, what it was ``intervals`` by intervals; what several levels say together in
-``saturation``, ``search`` and ``phases``; doubts are in ``cautions``, words in ``verdict``.
+``saturation``, ``search``, ``phases`` and ``memory``; doubts are in ``cautions``, words in ``verdict``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from loadbench.analysis import cautions, saturation, search, slo, verdict
+from loadbench.analysis import cautions, memory, recoveries, saturation, search, slo, verdict
 from loadbench.analysis.findings import NotRun, Search
 from loadbench.analysis.interval import MOST_LOAD, queue_needs
 from loadbench.analysis.intervals import intervals_of
 from loadbench.analysis.measured import Measured
 from loadbench.analysis.metrics import RATES, Window
 from loadbench.analysis.phases import phases
-from loadbench.analysis.road import GROWS, is_over, road_of
+from loadbench.analysis.road import GROWS, is_over, roads_of
 from loadbench.analysis.rundir import LevelEvents, RunData, read, read_gaps
 from loadbench.analysis.span import Span, littles_law_error, span_of
 from loadbench.analysis.stats import FLOORS, NS_PER_MS
@@ -52,6 +52,8 @@ def summarise(run: RunData) -> Summary:
     """Everything that is told about a run."""
     facts = run.facts
     spans, levels = _levels(run)
+    levels, takes = memory.of_run(run, spans, levels)
+    levels = tuple(cautions.with_memory(level) for level in levels)
     end = facts["anchors"]["end"]
     end_ns = end["monotonic_ns"] - facts["anchors"]["start"]["monotonic_ns"] if end else _last_ns(run)
     summary = Summary(
@@ -74,15 +76,18 @@ def summarise(run: RunData) -> Summary:
         searches=_searches(facts, levels),
         phases=phases(spans),
         not_run=tuple(_not_run(facts, left) for left in facts.get("not_run") or ()),
+        memory=takes,
+        recoveries=recoveries.of_run(run, levels),
+        memory_source=facts.get("memory"),
         ladders=verdict.ladders(facts["scenario"]),
     )
     summary = replace(summary, cautions=cautions.of_run(summary, run))
     return replace(summary, verdict=verdict.of(summary))
 
 
-def so_far(folder: Path) -> tuple[Level, ...]:
-    """The levels of a run that have ended, while it goes on; its files are open, its shards not merged."""
-    run = read(folder)
+def so_far(folder: Path, only: Collection[int]) -> tuple[Level, ...]:
+    """These levels of a run, as far as they have ended, while it goes on; its files are open, its shards not merged."""
+    run = read(folder, only)
     return _levels(replace(run, levels=tuple(events for events in run.levels if events.end)))[1]
 
 
@@ -90,7 +95,7 @@ def _levels(run: RunData) -> tuple[Sequence[Span], tuple[Level, ...]]:
     """What counts of every level that was started, and what is told about it."""
     objective = _slo(run)
     settled = [span_of(run, events) for events in run.levels]
-    roads = [road_of(span) for span in settled]
+    roads = roads_of(run, settled)
     spans = [span.unsettled() if is_over(road) else span for span, road in zip(settled, roads, strict=True)]
     gaps = read_gaps(run, {span.events.index: span.since_ns for span in spans})
     best = _best_rates(spans)
@@ -162,7 +167,7 @@ def _best_rates(spans: Sequence[Span]) -> dict[str, float]:
     best = {span.plan["model"]: 0.0 for span in spans}
     for span in spans:
         rate, model = RATES["requests_per_s"].how(_window(span)), span.plan["model"]
-        if np.count_nonzero(span.ok) >= FLOORS["p50"]:
+        if not span.is_rung and np.count_nonzero(span.ok) >= FLOORS["p50"]:
             best[model] = max(best[model], rate or 0.0)
     return best
 
@@ -196,10 +201,11 @@ def _level(
     everything = Measured.of(span.samples)
     latency_ms = Measured.of(span.counted).latencies(Hdr.sum_of(gaps.values()), no_interval)
     requests = everything.requests()
+    objective = None if span.is_rung else objective
     good = slo.good(objective, span.samples, span.ok, span.headline) if objective else None
     window = replace(window, good=good, latency_ms=latency_ms)
     throughput = {rate.name: rate.how(window) for rate in RATES.values()}
-    sent_ns = span.samples.sent_ns
+    sent_ns, target = span.samples.sent_ns, _target(events)
     issued_per_s = window.per_s(int(np.count_nonzero((sent_ns >= span.start_ns) & (sent_ns <= span.end_ns))))
     level = Level(
         index=events.index,
@@ -221,14 +227,14 @@ def _level(
         tokens=everything.tokens(),
         by_kind=_by_kind(span, gaps),
         client=_client(run, span, latency_ms, throughput, issued_per_s),
-        target=_target(events),
-        slo=slo.judge(objective, requests, latency_ms, throughput["goodput_share"], span.headline, road)
+        target=target,
+        slo=slo.judge(objective, requests, latency_ms, throughput["goodput_share"], span.headline, road, target.state)
         if objective
         else (),
         cautions=(),
         purpose=plan.get("purpose", "level"),
         road=road,
-        intervals=intervals_of(span, plan, objective),
+        intervals=() if span.is_rung else intervals_of(span, plan, objective),
     )
     clipped = sum(hdr.clipped for hdr in gaps.values())
     return replace(level, cautions=cautions.of_level(level, run, span, clipped))
@@ -237,7 +243,7 @@ def _level(
 def _load(load: dict[str, Any]) -> ClosedLoad | OpenLoad:
     if load["kind"] == "closed":
         closed = Closed.from_json(load)
-        return ClosedLoad(closed.concurrency, legs=closed.legs)
+        return ClosedLoad(closed.concurrency, legs=closed.legs, ask=closed.ask)
     found = Open.from_json(load)
     if not (found.burstiness or found.legs or found.trace):
         return OpenLoad(found.rate_per_s, found.arrivals)

@@ -11,10 +11,20 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from loadbench.analysis.findings import Capacity, Ladder, NotRun, Phases, Result, Search
+from loadbench.analysis.findings import (
+    Capacity,
+    Ladder,
+    LevelMemory,
+    Memory,
+    NotRun,
+    Phases,
+    Recovery,
+    Result,
+    Search,
+)
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
 from loadbench.analysis.stats import Distribution
-from loadbench.records import Leg, Trace
+from loadbench.records import Ask, Leg, Trace
 
 SCHEMA = 1
 
@@ -24,11 +34,15 @@ Latencies = dict[str, dict[str, Distribution]]
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoad:
-    """N users, each sending its next request when its last one is done. With ``legs`` N is the most there ever are."""
+    """N users, each sending its next request when its last one is done. With ``legs`` N is the most there ever are.
+
+    ``ask`` makes it a rung of a memory ladder.
+    """
 
     concurrency: int
     kind: Literal["closed"] = "closed"
     legs: tuple[Leg, ...] = ()
+    ask: Ask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +156,10 @@ class Road:
 
     ``over_capacity``: more came than could be served, so its latencies say how long the level was and nothing else.
     ``left_s`` is when that began, in seconds from the level's start, ``left_at`` the load asked for then (requests/s);
-    ``growth_per_s`` how many more were in flight every second after it. ``because`` says what it stands on, or why it
-    is undecided.
+    ``growth_per_s`` how many more were in flight every second after it, ``given_per_s`` how many answers it gave, of
+    those under way their share. ``because`` says what it stands on, or why it is undecided.
+
+    Of a load that changes, ``most_in_flight`` at ``most_at_s``, and from ``worked_off_s`` on there was no queue left.
     """
 
     result: Literal["steady", "over_capacity", "undecided"]
@@ -151,6 +167,10 @@ class Road:
     left_s: float | None = None
     left_at: float | None = None
     growth_per_s: float | None = None
+    given_per_s: float | None = None
+    most_in_flight: int | None = None
+    most_at_s: float | None = None
+    worked_off_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +237,7 @@ class Level:
     purpose: str = "level"
     road: Road | None = None
     intervals: tuple[Interval, ...] = ()
+    memory: LevelMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +268,8 @@ class Summary:
     """A run. ``status`` is complete, interrupted, target_died, failed or incomplete (cut off: no end was written).
 
     ``cautions`` holds those of the run as a whole; each level carries its own. ``command`` repeats the run.
+    ``memory_source`` is run.json's: where memory figures came from, what that does not give and why, the service's
+    limit, a probe's clock, and the CPU time that reading took per second of it.
     """
 
     schema: int
@@ -268,7 +291,10 @@ class Summary:
     searches: tuple[Search, ...] = ()
     phases: tuple[Phases, ...] = ()
     not_run: tuple[NotRun, ...] = ()
+    memory: tuple[Memory, ...] = ()
+    recoveries: tuple[Recovery, ...] = ()
     ladders: tuple[Ladder, ...] = ()
+    memory_source: dict[str, Any] | None = None
 
 
 def schema() -> dict[str, Any]:

@@ -29,7 +29,7 @@ def fit(points: Sequence[Point]) -> Usl | str:
 
     told = [(p.load, p.per_s, p.per_s_interval_95) for p in points if p.per_s and p.per_s_interval_95]
     if len({load for load, _, _ in told}) < LEAST_POINTS:
-        return f"{len({load for load, _, _ in told})} loads were measured; the law takes {LEAST_POINTS}"
+        return f"{len({load for load, _, _ in told})} loads can be counted; the law takes {LEAST_POINTS}"
     users, per_s = np.array([row[0] for row in told]), np.array([row[1] for row in told])
     error = np.array([(high - low) / 2 / 1.96 for _, _, (low, high) in told])
     start = (float((per_s / users).max()), 0.01, 0.0001)

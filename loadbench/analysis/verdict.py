@@ -1,7 +1,7 @@
 """The paragraph on top of a report, as an engineer would say it to a colleague, and the exit code.
 
 From the Summary's numbers alone, and only from firm ones; where they are not, it says so. What a model carries is told
-by ``sentences``.
+by ``sentences`` and ``open_words``, what its memory does by ``memory_words``.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loadbench.analysis import sentences, words
+from loadbench.analysis import left_out, memory_words, open_words, sentences, words
 from loadbench.analysis.cautions import STATUS
 from loadbench.analysis.findings import Ladder, Result
-from loadbench.analysis.summary import Level, Summary, Verdict
+from loadbench.analysis.summary import ClosedLoad, Level, Summary, Verdict
+from loadbench.records import load_title
+from loadbench.scenario.shapes import is_ladder
+from loadbench.target.state import DEAD
 
 # Worst first; as MEASUREMENT.md names them.
+_FAILURE = "memory_failure"
 STATES = ("oom_killed", "crashed", "unreachable", "wedged", "oom_reported", "restarted", "degraded", "healthy")
 _SEARCHED: dict[str, Result] = {"confirmed": "pass", "unbounded": "pass", "none": "fail", "undecided": "undecided"}
 
@@ -30,8 +34,12 @@ def ladders(scenario: Mapping[str, Any]) -> tuple[Ladder, ...]:
     found = []
     for index, stage in enumerate(scenario.get("stages") or ()):
         given = {name: value for name, value in (stage.get("stop") or {}).items() if value not in (None, False)}
-        if rules := tuple(name for name in given if name != "slo" or scenario.get("slo")):
-            found.append(Ladder(index, rules))
+        rules = tuple(name for name in given if name != "slo" or scenario.get("slo"))
+        if memory := stage.get("memory"):
+            rules += (_FAILURE if memory["until"] == "failure" else "memory_limit", "memory_floor")
+        climbs = is_ladder(stage.get("concurrency")) or is_ladder(stage.get("rate"))
+        if rules or climbs:
+            found.append(Ladder(index, rules, climbs))
     return tuple(found)
 
 
@@ -40,13 +48,17 @@ def exit_code(summary: Summary) -> int:
 
     What asks how far a target goes is answered, not failed, by the load at which it ends. So of a search its result
     counts and no probe: 99 where even the lowest load misses the SLO, 94 where it found no answer, as for every gate
-    without a firm value. And of a ladder that the SLO ends its lowest rung counts: that one must hold, or no load does.
-    A stage without that rule names its loads as those to hold, and every one counts.
+    without a firm value. And of a ladder its lowest rung counts, whichever rules end it: that one must hold, or no load
+    does, and those above are there to be missed. A list that the SLO may end is one too; any other list names its loads
+    as those to hold, and every one counts. A memory ladder until failure asks for the target's death; any other death
+    is one, even if the run went on after it.
     """
     if summary.status == "target_died":
         return 93
     if summary.status == "interrupted":
         return 130
+    if _died(summary):
+        return 93
     if any(model.status == "failed" for model in summary.models):
         return 3
     if summary.status != "complete" or not summary.levels or any(_invalid(level) for level in _valid_needed(summary)):
@@ -60,12 +72,12 @@ def why(summary: Summary, code: int) -> str:
     """Why the exit code is what it is, in one line."""
     if code == 99:
         missed = [
-            f"{search.model}: no load keeps it ({search.because})"
+            f"{search.model} {search.because.removeprefix('missed ')}"
             for search in summary.searches
             if search.result == "none"
         ]
         missed += [
-            f"{clause.clause} at level {level.index}"
+            f"{clause.clause} at {_named(level, summary)}"
             for level in gates(summary)
             for clause in level.slo
             if clause.result == "fail"
@@ -74,20 +86,37 @@ def why(summary: Summary, code: int) -> str:
     if code == 3:
         reasons = [model.reason for model in summary.models if model.status == "failed" and model.reason]
         return f"not every model could be served: {'; '.join(reasons)}"
+    if code == 93 and summary.status != "target_died":
+        died = [f"{level.target.state} at {load_title(level.load)} of {level.model}" for level in _died(summary)]
+        return f"target died: {'; '.join(died)}"
     if summary.reason:
         return f"{'target died' if code == 93 else 'result invalid'}: {summary.reason}"
+    if summary.status != "complete":
+        ended = sum(level.complete for level in summary.levels)
+        return f"result invalid: {STATUS[summary.status]} when {ended} of {summary.levels_planned} levels had ended"
     unanswered = [search.because for search in summary.searches if search.result == "undecided"]
     if unanswered and not any(_invalid(level) for level in _valid_needed(summary)):
         return f"result invalid: the search has no answer: {'; '.join(unanswered)}"
+    if any(_is_rung(level) and level.memory and level.memory.of is None for level in _valid_needed(summary)):
+        return "result invalid: no memory of the target was read, so that the memory ladder has no answer"
     attempted = sum(level.requests.attempted for level in summary.levels)
     failed = _failed(summary.levels)
     kinds = ", ".join(f"{n:,} {name}" for name, n in failed.most_common()) or "none failed, a gate had too few"
     return f"result invalid: {failed.total():,} of {attempted:,} requests failed ({kinds})"
 
 
+def _named(level: Level, summary: Summary) -> str:
+    """A level by its load, and by what else it takes to tell it from the others: its model, its number."""
+    title = load_title(level.load)
+    if len({other.model for other in summary.levels}) > 1:
+        title += f" of {level.model}"
+    alike = [other for other in summary.levels if (other.model, other.load) == (level.model, level.load)]
+    return title if len(alike) < 2 else f"{title} (level {level.index})"
+
+
 def gates(summary: Summary) -> list[Level]:
-    """The levels whose SLO clauses count for the exit code: no probe, and of a ladder that the SLO ends the lowest."""
-    climbing = {ladder.stage for ladder in summary.ladders if "slo" in ladder.rules}
+    """The levels whose SLO clauses count for the exit code: no probe, and of a ladder the lowest."""
+    climbing = {ladder.stage for ladder in summary.ladders if ladder.climbs or "slo" in ladder.rules}
     return [level for level in summary.levels if level.purpose == "level" and not _above(level, summary, climbing)]
 
 
@@ -104,12 +133,48 @@ def _valid_needed(summary: Summary) -> list[Level]:
     """The levels that make a run invalid if they are: neither a probe that did not pass nor a rung where errors may
     end the ladder."""
     failed = {probe.level for search in summary.searches for probe in search.probes if probe.result != "pass"}
-    climbing = {ladder.stage for ladder in summary.ladders if "error_rate" in ladder.rules}
-    return [level for level in summary.levels if level.index not in failed and not _above(level, summary, climbing)]
+    climbing = {ladder.stage for ladder in summary.ladders if ladder.climbs or "error_rate" in ladder.rules}
+    return [
+        level
+        for level in summary.levels
+        if level.index not in failed and not _above(level, summary, climbing) and not _answers(level, summary)
+    ]
+
+
+def _died(summary: Summary) -> list[Level]:
+    """The levels after which the target was dead, but for those in which that was what the run was asked to find."""
+    failing = {ladder.stage for ladder in summary.ladders if _FAILURE in ladder.rules}
+    return [
+        level
+        for level in summary.levels
+        if level.target.state in DEAD and not (_is_rung(level) and level.stage in failing)
+    ]
+
+
+def _is_rung(level: Level) -> bool:
+    return isinstance(level.load, ClosedLoad) and level.load.ask is not None
+
+
+def _answers(level: Level, summary: Summary) -> bool:
+    """Whether it is a rung of a memory ladder that says something of memory, whatever became of its requests: what was
+    held, or that it was too much. One at which nothing succeeded for another reason than memory and time says nothing.
+    """
+    if not _is_rung(level) or level.memory is None:
+        return False
+    if level.memory.verdict == "out_of_memory" or level.target.state in DEAD:
+        return True
+    failing = {ladder.stage for ladder in summary.ladders if _FAILURE in ladder.rules}
+    in_time = level.requests.ok or any(level.requests.failed.get(name) for name in ("censored", "total_deadline"))
+    return bool(in_time) and (level.memory.of is not None or level.stage in failing)
 
 
 def _invalid(level: Level) -> bool:
-    """Nothing succeeded, most failed and no SLO says what to make of it, or a clause of the SLO has no samples."""
+    """Nothing succeeded, most failed and no SLO says what to make of it, or a clause of the SLO has no samples.
+
+    And a rung of a memory ladder that has no answer.
+    """
+    if _is_rung(level):
+        return True
     attempted, ok = level.requests.attempted, level.requests.ok
     judged = any(clause.unit == "share" for clause in level.slo)
     return ok == 0 or (ok < attempted / 2 and not judged) or any(clause.n == 0 for clause in level.slo)
@@ -142,29 +207,38 @@ def _sentences(summary: Summary) -> Iterator[str]:
 def _model(summary: Summary, levels: Sequence[Level], model: str) -> Iterator[str]:
     """What is most asked for first: how many it carries, how it does that, then the rest."""
     by_index = {level.index: level for level in levels}
-    climbing = {ladder.stage for ladder in summary.ladders}
     for search in summary.searches:
         if search.model == model:
             yield from sentences.search(search)
     yield from sentences.slo([level for level in levels if level.purpose == "level"])
     capacities = [capacity for capacity in summary.capacity if capacity.model == model]
     for capacity in capacities:
-        climbs = bool(capacity.levels) and by_index[capacity.levels[-1]].stage in climbing
+        climbs = bool(capacity.levels) and _climbs(by_index[capacity.levels[-1]], summary)
         yield from sentences.capacity(capacity, by_index, climbs)
         yield from sentences.advice(capacity, summary.endpoint.get("kind"))
     if not any(capacity.loop == "closed" for capacity in capacities):
         yield from sentences.alone(levels)
-    yield from sentences.open_loop(levels)
+    yield from open_words.open_loop(levels)
     for level in levels:
-        yield from sentences.over_time(level)
+        yield from open_words.over_time(level)
     for left in summary.not_run:
         if left.model == model:
-            yield sentences.not_run(left, by_index)
+            yield left_out.not_run(left, by_index)
     for phases in summary.phases:
         if phases.model == model:
             yield from sentences.phases(phases)
-    yield from _memory(levels)
+    takes = next((found for found in summary.memory if found.model == model), None)
+    yield from memory_words.memory(takes, levels, bool(summary.endpoint.get("local")))
+    for recovery in summary.recoveries:
+        if recovery.level in by_index:
+            yield memory_words.recovery(recovery)
     yield from _failures(levels)
+
+
+def _climbs(level: Level, summary: Summary) -> bool:
+    """Whether it is of a ladder that went to its own end, and would go on if that were higher."""
+    ended = any((left.model, left.stage) == (level.model, level.stage) for left in summary.not_run)
+    return level.purpose == "level" and not ended and level.stage in {ladder.stage for ladder in summary.ladders}
 
 
 def _where(summary: Summary) -> str:
@@ -178,25 +252,17 @@ def _where(summary: Summary) -> str:
     return f"{served} at {endpoint.get('url')}, asked from another machine"
 
 
-def _memory(levels: Sequence[Level]) -> Iterator[str]:
-    """From before the first level, over the highest, to after the last."""
-    rss = [level.target.rss_bytes for level in levels]
-    peaks = [figures.peak for figures in rss if figures.peak is not None]
-    if not peaks:
-        return
-    before, after = rss[0].before, rss[-1].after
-    told = [f"{words.mib(before)} before" if before is not None else "", f"{words.mib(max(peaks))} at its peak"]
-    told.append(f"{words.mib(after)} after" if after is not None else "")
-    yield f"The service's memory: {', '.join(part for part in told if part)}."
-
-
 def _failures(levels: Sequence[Level]) -> Iterator[str]:
     attempted = sum(level.requests.attempted for level in levels)
-    if failed := _failed(levels):
+    cut = sum(level.requests.failed.get("censored", 0) for level in levels if _is_rung(level))
+    failed = _failed(levels) - Counter(censored=cut)
+    if failed:
         told = ", ".join(f"{count} {outcome}" for outcome, count in failed.items())
         yield f"{failed.total()} of {attempted} requests failed ({told})."
-    elif attempted:
+    elif attempted and not cut:
         yield f"All requests succeeded ({attempted})."
+    if cut:
+        yield f"{cut} of {attempted} requests were given up at the end of their rung, as planned."
 
 
 def _failed(levels: Sequence[Level]) -> Counter[str]:

@@ -28,6 +28,15 @@ def mib(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.0f} MiB"
 
 
+def size(size_bytes: float) -> str:
+    """Three digits, in the largest unit of which there is one."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size_bytes) < 1023.5:
+            return f"{size_bytes:.3g} {unit}" if abs(size_bytes) < 999.5 else f"{size_bytes:.0f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:,.3g} GiB" if size_bytes < 999.5 else f"{size_bytes:,.0f} GiB"
+
+
 def listed(words: Sequence[str]) -> str:
     """``1, 2 and 4``."""
     return f"{', '.join(words[:-1])} and {words[-1]}" if words[1:] else words[0]
@@ -40,6 +49,11 @@ def users(count: float) -> str:
 def load(value: float, unit: str) -> str:
     """``8 users`` or ``4/s``."""
     return users(value) if unit == "users" else f"{value:.3g}/s"
+
+
+def signed(share: float) -> str:
+    """``+1.6%``, ``−6.2%``."""
+    return f"{share:+.1%}".replace("-", "−")
 
 
 def margin(value: float) -> str:
@@ -66,7 +80,8 @@ def sorts(levels: Sequence[Level]) -> list[list[Level]]:
     found: dict[str, list[Level]] = {}
     for level in levels:
         title = load_title(level.load)
-        found.setdefault(title[len(head(level)) :].removesuffix("s") if is_fixed(level) else title, []).append(level)
+        sort = title[len(head(level)) :].replace(" users", " user").removesuffix("s") if is_fixed(level) else title
+        found.setdefault(sort, []).append(level)
     return [sorted(same, key=load_of) for same in found.values()]
 
 
@@ -88,7 +103,9 @@ def where(levels: Sequence[Level]) -> str:
 
 
 def clause(told: SloClause) -> str:
-    """``TTFT p95 is 1.2 s, the limit 1 s``."""
+    """``TTFT p95 is 1.2 s, the limit 1 s``; or why it is missed all the same."""
+    if told.result == "fail" and told.because:
+        return f"{clause_title(told.clause)}: {told.because}"
     words = time if told.unit == "ms" else "{:.1%}".format
     value = "unknown" if told.value is None else words(told.value)
     return f"{clause_title(told.clause)} is {value}, the limit {words(told.limit)}"

@@ -36,10 +36,8 @@ END_TIMEOUT_S = 5.0
 class Crew(Shard):
     """A `Shard` that can hire others to send its load; until it does, it sends by itself."""
 
-    def __init__(
-        self, folder: Path, clock: Clock, started_wall_ns: int, read_target_rss: Callable[[], int | None]
-    ) -> None:
-        super().__init__(folder, clock, started_wall_ns, read_target_rss)
+    def __init__(self, folder: Path, clock: Clock, started_wall_ns: int) -> None:
+        super().__init__(folder, clock, started_wall_ns)
         self._folder = folder
         self._started_wall_ns = started_wall_ns
         self._workers: list[_Worker] = []
@@ -83,6 +81,14 @@ class Crew(Shard):
         for worker in self._workers:
             worker.tell(do="stop", reason=reason)
 
+    def cut(self, reason: str) -> None:
+        super().cut(reason)
+        self._tell_all(do="cut", reason=reason)
+
+    async def stopped(self) -> None:
+        """Return when the run is to end."""
+        await self._stopped.wait()
+
     async def rest(self, seconds: float) -> None:
         """Send nothing for so long; a stop ends it at once."""
         with contextlib.suppress(TimeoutError):
@@ -107,7 +113,7 @@ class Crew(Shard):
         self._tell_all(do="talk_to", wire=self._wire, e2e_s=self.e2e_s, chars_per_token=mix.chars_per_token)
         self._tell_all(do="prepare", **told)
         await self._all_say("ready", START_TIMEOUT_S)
-        self.level, self.target_rss_peak = level, self.target_rss
+        self.level = level
         self.pulse.begin()
         start_ns = self.clock.now_ns() + HEAD_START_NS
         self.start_ns, self.phase = start_ns, "load"
@@ -124,6 +130,7 @@ class Crew(Shard):
             self.failure = failure
             self.stop("disk_failure")
         issued_ns = max((answer["issue_end_ns"] for answer in said), default=self.clock.now_ns())
+        self.issued_s = (issued_ns - start_ns) / 1e9
         self.recorder.event(issued_ns, "issue_end", level=level.index, reason=self.reason)
         self.start_ns, self.phase = None, "idle"
         return self._client_facts([answer["client"] for answer in said])

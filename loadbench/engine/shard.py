@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,13 +29,18 @@ TICK_NS = 1_000_000_000
 
 @dataclass
 class Counters:
-    """A level so far: what the live view and the telemetry show. ``good``: ended within the recorder's limits."""
+    """A level so far: what the live view and the telemetry show. ``good``: ended within the recorder's limits.
+
+    ``ok_in_time`` and ``chunks_in_time`` are without what came in the drain.
+    """
 
     in_flight: int = 0
     issued: int = 0
     attempted: int = 0
     chunks: int = 0
     good: int = 0
+    ok_in_time: int = 0
+    chunks_in_time: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     ttft: Hdr = field(default_factory=Hdr)
     e2e: Hdr = field(default_factory=Hdr)
@@ -52,13 +56,14 @@ class Counters:
         self.attempted += other.attempted
         self.chunks += other.chunks
         self.good += other.good
+        self.ok_in_time += other.ok_in_time
+        self.chunks_in_time += other.chunks_in_time
         self.outcomes += other.outcomes
         self.ttft.merge(other.ttft)
         self.e2e.merge(other.e2e)
 
     def as_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("in_flight", "issued", "attempted", "chunks", "good")}
-        return {**plain, "outcomes": self.outcomes, "ttft": self.ttft.encode(), "e2e": self.e2e.encode()}
+        return {**vars(self), "ttft": self.ttft.encode(), "e2e": self.e2e.encode()}
 
     @classmethod
     def from_json(cls, said: dict[str, Any]) -> Counters:
@@ -69,8 +74,8 @@ class Counters:
 class Shard:
     """Sends and records its part of a run: number ``index`` of ``count``.
 
-    ``read_target_rss`` gives the target's resident bytes, None where they cannot be known. ``failure`` says what makes
-    the run invalid, ``start_ns`` when the level that is being measured began.
+    ``target_rss`` is what the target was last seen to hold, None where nobody says. ``failure`` says what makes the run
+    invalid, ``start_ns`` when the level that is being measured began, ``issued_s`` how long the last one issued.
     """
 
     def __init__(
@@ -78,7 +83,6 @@ class Shard:
         folder: Path,
         clock: Clock,
         started_wall_ns: int,
-        read_target_rss: Callable[[], int | None],
         index: int = 0,
         count: int = 1,
     ) -> None:
@@ -94,13 +98,13 @@ class Shard:
         self.in_flight = 0
         self._in_flight_ns = 0
         self.target_rss: int | None = None
-        self.target_rss_peak: int | None = None
         self.e2e_s: float | None = None
         self._client: Client | None = None
         self._issuing: Issuing | None = None
         self.issue_end_ns = 0
+        self.issued_s = 0.0
+        self._in_time: tuple[int, int] | None = None
         self._place = (index, count)
-        self._read_target_rss = read_target_rss
         self._ticker: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -129,6 +133,18 @@ class Shard:
         self.stop_reason = self.stop_reason or reason
         if self._issuing is not None:
             self._issuing.stop(reason)
+
+    def cut(self, reason: str) -> None:
+        """End this level now: start nothing more of it, and give up what is in flight."""
+        if self._issuing is not None and self._client is not None:
+            self._issuing.stop(reason)
+            self._client.abort("censored", f"given up: {reason}")
+
+    @property
+    def place(self) -> tuple[int | None, str]:
+        """Where the run is: the level that is being measured, if any, and the phase."""
+        in_level = self.phase in ("load", "drain") and self.level is not None
+        return self.level.index if in_level and self.level else None, self.phase
 
     # the Sender of the load loops
 
@@ -159,11 +175,14 @@ class Shard:
         """One request outside the load: a canary or a warm-up."""
         assert self._client is not None
         self.phase = phase
-        sample = await self._client.send(Request(prompt.index, prompt, self.clock.now_ns()), level=level, phase=phase)
+        request = Request(prompt.index, prompt, self.clock.now_ns())
+        try:
+            sample = await self._client.send(request, level=level, phase=phase)
+        finally:
+            self.phase = "idle"
         self.recorder.add(sample)
         if sample.outcome == "ok" and sample.sent_ns is not None and sample.last_token_ns is not None:
             self.e2e_s = max(self.e2e_s or 0.0, (sample.last_token_ns - sample.sent_ns) / 1e9)
-        self.phase = "idle"
         return sample
 
     async def prepare(self, level: Level) -> None:
@@ -186,13 +205,13 @@ class Shard:
         prompts = islice(mix.draw(level.seed, level.load), index, None, count)
         due = iter(()) if isinstance(level.load, Closed) else schedule(level.load, None, None, level.seed)
         opened_before = client.connections_opened
-        self.level, self.target_rss_peak = level, self.target_rss
+        self.level = level
         self.pulse.begin()
         self._in_flight_ns = 0
         self._issuing = issuing = Issuing(level.share(index, count), self.clock, start_ns, index, count)
         if self.stop_reason is not None:  # told while the connections were being opened
             issuing.stop(self.stop_reason)
-        self.start_ns, self.phase = issuing.start_ns, "load"
+        self.start_ns, self.phase, self._in_time = issuing.start_ns, "load", None
         self.recorder.begin_level(level.index, issuing.start_ns, from_due=isinstance(level.load, Open))
         self.recorder.event(issuing.start_ns, "level_start", level=level.index)
         try:
@@ -218,12 +237,15 @@ class Shard:
     def counters(self) -> Counters:
         """The level so far."""
         recorder, issuing = self.recorder, self._issuing
+        ok_in_time, chunks_in_time = self._in_time or (recorder.outcomes["ok"], recorder.chunks)
         return Counters(
             self.in_flight,
             issuing.issued if issuing is not None else recorder.attempted,
             recorder.attempted,
             recorder.chunks,
             recorder.good,
+            ok_in_time,
+            chunks_in_time,
             recorder.outcomes,
             recorder.ttft,
             recorder.e2e,
@@ -242,6 +264,8 @@ class Shard:
     def _on_issue_end(self, reason: str) -> None:
         assert self.level is not None
         self.phase, self.issue_end_ns = "drain", self.clock.now_ns()
+        self.issued_s = (self.issue_end_ns - (self.start_ns or 0)) / 1e9
+        self._in_time = (self.recorder.outcomes["ok"], self.recorder.chunks)
         self.recorder.event(self.issue_end_ns, "issue_end", level=self.level.index, reason=reason)
 
     def _on_disk_failure(self, error: OSError) -> None:
@@ -256,27 +280,20 @@ class Shard:
             due_ns = max(due_ns + TICK_NS, self.clock.now_ns())
             await asyncio.sleep((due_ns - self.clock.now_ns()) / 1e9)
 
-    def read_target_rss(self) -> int | None:
-        """Ask now; keeps the level's peak."""
-        self.target_rss = self._read_target_rss()
-        if self.target_rss is not None:
-            self.target_rss_peak = max(self.target_rss, self.target_rss_peak or 0)
-        return self.target_rss
-
     def _tick(self) -> None:
-        in_level = self.phase in ("load", "drain") and self.level is not None
+        level, phase = self.place
         counters = self.counters()
         self.recorder.event(
             self.clock.now_ns(),
             "tick",
-            level=self.level.index if in_level and self.level else None,
-            phase=self.phase,
+            level=level,
+            phase=phase,
             in_flight=counters.in_flight,
             attempted=counters.attempted,
             ended=counters.ended,
             ok=counters.outcomes["ok"],
             chunks=counters.chunks,
-            target_rss_bytes=self.read_target_rss(),
+            target_rss_bytes=self.target_rss,
             client_rss_bytes=self.pulse.rss_bytes(),
             client_cpu_s=round(self.pulse.cpu_s(), 3),
             loop_lag_max_ns=self.pulse.take_lag_max(),

@@ -42,7 +42,7 @@ async def serve(order: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> 
     raise_open_file_limit()
     scenario, prompts = Scenario.model_validate(order["scenario"]), Path(order["prompts"])
     clock, place = Clock(order["origin_ns"]), (order["index"], order["count"])
-    async with Shard(Path(order["folder"]), clock, order["started_wall_ns"], lambda: None, *place) as shard:
+    async with Shard(Path(order["folder"]), clock, order["started_wall_ns"], *place) as shard:
         shard.recorder.limits = Limits.of(scenario.slo)
         tell(answer="ready")
         reporter = asyncio.create_task(_report(shard))
@@ -60,6 +60,8 @@ async def serve(order: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> 
                 level.add_done_callback(_tell_failure)
             elif line["do"] == "stop":
                 shard.stop(line["reason"])
+            elif line["do"] == "cut":
+                shard.cut(line["reason"])
         if level is not None:
             await level
         reporter.cancel()

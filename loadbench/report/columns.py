@@ -92,6 +92,11 @@ def ranked_columns(load: ClosedLoad | OpenLoad, *, of_kind: bool) -> list[Column
     return [column for column in COLUMNS if column.rank(load) is not None and (column.of_kind or not of_kind)]
 
 
+# Of LevelMemory, for the CSV; tables have their own in ``memory``.
+_OF_MEMORY = (
+    *("verdict", "of", "before_bytes", "peak_bytes", "after_bytes", "exact", "limit_bytes", "available_min_bytes"),
+    *("swap_peak_bytes", "gpu_shared_peak_bytes", "pressure_max_share", "streams", "tokens"),
+)
 # Ranks of the rates in both tables, with their short headings.
 _RATES = {
     "requests_per_s": (3, "req/s"),
@@ -193,6 +198,18 @@ def _road(level: Level) -> str | None:
     return None if level.road is None else level.road.result
 
 
+def _ask(name: str) -> Callable[[Level], Value]:
+    return lambda level: getattr(getattr(level.load, "ask", None), name, None)
+
+
+def _memory(name: str) -> Callable[[Level], Value]:
+    def get(level: Level) -> Value:
+        value: Value = getattr(level.memory, name, None)
+        return ("yes" if value else "no") if isinstance(value, bool) else value
+
+    return get
+
+
 def _users(level: Level) -> int | None:
     return level.load.concurrency if isinstance(level.load, ClosedLoad) else None
 
@@ -220,6 +237,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("load", "load", _load, closed=0, open=0, of_kind=True, in_csv=False),
     Column("load_kind", "loop", lambda level: level.load.kind),
     Column("concurrency", "users", _users),
+    Column("ask_max_tokens", "max_tokens", _ask("max_tokens")),
+    Column("ask_input_tokens", "input tokens", _ask("input_tokens")),
     Column("rate_per_s", "asked", _of_open("rate_per_s"), unit="/s"),
     Column("arrivals", "arrivals", _of_open("arrivals")),
     Column("purpose", "purpose", lambda level: level.purpose),
@@ -251,4 +270,5 @@ COLUMNS: tuple[Column, ...] = (
         "target_rss_peak_bytes", "RSS peak", lambda level: level.target.rss_bytes.peak, closed=9, open=14, show=octets
     ),
     Column("target_rss_after_bytes", "RSS after", lambda level: level.target.rss_bytes.after),
+    *(Column(f"memory_{name}", name.replace("_", " "), _memory(name)) for name in _OF_MEMORY),
 )

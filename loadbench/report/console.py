@@ -19,7 +19,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from loadbench.analysis.summary import Caution, Summary
-from loadbench.report import content, findings
+from loadbench.report import content, findings, memory
 from loadbench.report.content import Cells, Table
 from loadbench.report.escape import plain
 from loadbench.report.findings import Finding, Stands
@@ -55,9 +55,15 @@ def _report(console: Console, summary: Summary) -> None:
     console.print()
     for note in content.footnotes(tables):
         _prose(console, Text(note, "dim"))
-    if tables != told:
+    of_memory = memory.tables(summary)
+    memories = [_fitted(table, console.width) for table in of_memory]
+    if tables != told or memories != of_memory:
         _prose(console, Text("More columns: in a wider terminal, in report.md and in summary.csv", "dim"))
     for finding in findings.findings(summary):
+        _finding(console, finding)
+    for table in memories:
+        _table(console, table)
+    for finding in memory.findings(summary):
         _finding(console, finding)
     _facts(console, summary)
     failures, cautions = content.doubts(summary)
@@ -87,7 +93,7 @@ def _facts(console: Console, summary: Summary) -> None:
     facts = [
         *content.slo_lines(summary),
         *(("not run", line) for line in findings.not_run(summary)),
-        ("memory", content.memory(summary)),
+        ("memory", memory.fact(summary)),
         ("client", content.client(summary)),
     ]
     told = [(Text(name, "bold"), Text(plain(fact))) for name, fact in facts if fact]
@@ -134,7 +140,7 @@ def _table(console: Console, table: Table) -> None:
         grid.add_row(*(Text(plain(cell), RESULT_STYLES.get(cell, "")) for cell in row))
     console.print(grid)
     if table.note:
-        _prose(console, Text(table.note, "dim"))
+        _prose(console, Text(plain(table.note), "dim"))
 
 
 def _finding(console: Console, finding: Finding) -> None:
@@ -145,11 +151,14 @@ def _finding(console: Console, finding: Finding) -> None:
     # A reason that no row has needs no column.
     kept = [i for i in range(len(finding.headings)) if any(row[i] for row in rows)]
     grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, GAP - 1))
+    width = min(TEXT_WIDTH, console.width)
+    short = [max(cell_len(row[index]) for row in [finding.headings, *rows]) + GAP for index in kept[:-1]]
+    whole = sum(short) <= 0.7 * width  # then only the last column, mostly the reason, wraps
     for index in kept:
-        grid.add_column(finding.headings[index], overflow="fold")
+        grid.add_column(finding.headings[index], overflow="fold", no_wrap=whole and index != kept[-1])
     for row in rows:
         grid.add_row(*(Text(row[index], RESULT_STYLES.get(row[index], "")) for index in kept))
-    console.print(grid, width=min(TEXT_WIDTH, console.width))
+    console.print(grid, width=width)
     for note in finding.notes:
         _prose(console, Text(plain(note)))
 

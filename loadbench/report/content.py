@@ -19,6 +19,7 @@ from loadbench.report.words import NONE, clock, count, milliseconds, octets, per
 
 CLOSED = "closed loop: service time at concurrency N"
 OPEN = "open loop: response time, counted from when a request was due"
+PURPOSES = {"level": "", "rung": "memory ladder, "}
 SEARCH = "search, "
 
 
@@ -59,11 +60,11 @@ class Table:
 
 
 def level_tables(summary: Summary) -> list[Table]:
-    """One table per model and kind of load, a row a level; a search has one of its own."""
+    """One table per model and kind of load, a row a level; a search and a memory ladder have their own."""
     tables = []
     for levels in _groups(summary):
         title = CLOSED if isinstance(levels[0].load, ClosedLoad) else OPEN
-        table = _table(levels, title if levels[0].purpose == "level" else SEARCH + title)
+        table = _table(levels, PURPOSES.get(levels[0].purpose, SEARCH) + title)
         tables.append(replace(table, levels=tuple(level.index for level in levels)))
     return tables
 
@@ -80,7 +81,7 @@ def kind_tables(summary: Summary) -> list[Table]:
 
 
 def _groups(summary: Summary) -> Iterator[list[Level]]:
-    for _, levels in groupby(summary.levels, lambda x: (x.model, x.load.kind, x.purpose == "level")):
+    for _, levels in groupby(summary.levels, lambda x: (x.model, x.load.kind, PURPOSES.get(x.purpose, SEARCH))):
         yield list(levels)
 
 
@@ -177,7 +178,7 @@ def slo_lines(summary: Summary) -> list[tuple[str, str]]:
         for clause in level.slo if level.purpose == "level" else ():  # a search tells of its probes itself
             told = clauses.setdefault(f"{clause.clause} {_limit(clause)}", {})
             where = place(summary, level)
-            if clause.value is None:
+            if clause.value is None or (clause.result == "fail" and clause.because):
                 where += f" ({clause.because})"
             elif clause.result != "pass":
                 where += f" ({'~' if clause.result == 'undecided' else ''}{_clause_value(clause, clause.value)})"

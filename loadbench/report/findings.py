@@ -93,10 +93,11 @@ def _capacity(summary: Summary, found: Capacity) -> Finding:
     everything = _stands(summary, found.levels)
     if found.loop == "closed":
         rows.append(("nature", _nature(found), everything, found.because))
-    if found.saturated is not None or found.loop == "closed":
         answer = {True: "yes", False: "no", None: "undecided"}[found.saturated]
         gained = "" if found.last_gain is None else f"the last step gained {_signed(found.last_gain)}"
         rows.append(("saturated", answer, everything, gained))
+    if found.rejects_from is not None:
+        rows.append(("rejects", f"from {words.load(found.rejects_from, unit)} on", everything, "HTTP errors at once"))
     if found.falls_to is not None:
         rows.append(("at the highest load", f"{share(found.falls_to)} of the best", everything, ""))
     rows += [_estimate(summary, estimate) for estimate in found.estimates]
@@ -116,7 +117,9 @@ def _nature(found: Capacity) -> str:
         return "undecided"
     told = found.nature.replace("_", " ")
     return (
-        f"{told}, {found.up_to} at a time" if found.up_to and found.nature in ("batches", "shares_in_turns") else told
+        f"{told}, {found.up_to} at a time"
+        if found.up_to and found.nature in ("batches", "shares_in_turns", "scales")
+        else told
     )
 
 
@@ -153,7 +156,8 @@ def _range(reach: Range | None) -> str:
 
 def _stands(summary: Summary, indices: Sequence[int]) -> Stands:
     """``1–8 users`` of several closed levels, ``2–8/s`` of rates; else one by one."""
-    levels = [level for level in summary.levels if level.index in set(indices)]
+    mine = [level for level in summary.levels if level.index in set(indices)]
+    levels = sorted(mine, key=lambda level: (words.load_of(level), level.index))  # a search goes up and down
     closed = [isinstance(level.load, ClosedLoad) for level in levels]
     loads = sorted({words.load_of(level) for level in levels})
     if len(loads) > 1 and all(map(words.is_fixed, levels)) and (all(closed) or not any(closed)):
@@ -218,7 +222,10 @@ def _decode(fit: Fit) -> str:
 
 def _fit(summary: Summary, fit: Fit, value: str, what: str) -> Row:
     reach = fit.slope_ms_interval_95
-    because = fit.not_told or (f"{milliseconds(reach[0])} to {milliseconds(reach[1])} {what}" if reach else "")
+    spread = (
+        f"{milliseconds(reach[0])} to {milliseconds(reach[1])} {what}" if reach else "too few levels for an interval"
+    )
+    because = fit.not_told or ("" if fit.slope_ms is None else spread)
     return ("undecided" if fit.not_told else value, _stands(summary, fit.levels), because)
 
 

@@ -55,6 +55,20 @@ class Bracket:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryShown:
+    """What the target takes of what it lives in: ``where`` is its GPU, its limit or the host. None: nobody says.
+
+    ``available_bytes`` is what the host has left, ``near`` whether it or the target is near its end.
+    """
+
+    held_bytes: int | None
+    room_bytes: int | None
+    where: str
+    available_bytes: int | None
+    near: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """All that a view shows, filled by the runner once per refresh.
 
@@ -80,6 +94,8 @@ class Progress:
     good_share: float | None = None
     search: Bracket | None = None
     target_rss_bytes: int | None = None
+    memory: MemoryShown | None = None
+    restarts: int = 0
     message: str | None = None
 
 
@@ -128,7 +144,7 @@ def _level_lines(progress: Progress, width: int) -> Iterator[Line]:
     room = MAX_LEVELS - 4 if several else MAX_LEVELS - 2  # two for what is left out, two for models that begin
     first = max(0, min(here - room // 2, len(levels) - room))
     if first:
-        yield [_segment(f" ✓ {count(first, 'level')} before", "green")]
+        yield [_segment(f" ■ {count(first, 'level')} before", "dim")]
     model = None
     for index, level in enumerate(levels[first : first + room], first):
         if several and level.model != model:
@@ -149,19 +165,25 @@ def _level_line(level: LevelProgress, now: Progress | None, width: int) -> Line:
     numbers = title + _numbers(shown.requests_per_s, shown.tokens_per_s, shown.p50_ms, shown.p95_ms)
     failures = _segment(f"{failed or NOT_YET:>8}", "red" if failed else "dim")
     if now is None:
-        mark = _segment(" ✗ ", "red") if level.result == "fail" else _segment(" ✓ ", "green")
-        return [mark, _segment(numbers), failures, *_judged(level)]
+        return [_MARKS[level.result], _segment(numbers), failures, *_judged(level)]
     bar = _bar(now.share, min(30, width - len(numbers) - 14))
     return [_segment(f" ▶ {numbers}", "cyan"), failures, _segment(f"  {bar}", "cyan")]
 
 
-_RESULTS = {"pass": ("passes", "green"), "fail": ("fails", "red"), "undecided": ("undecided", "dim")}
+RESULTS = {"pass": "passes", "fail": "fails", "undecided": "undecided"}
+_RESULT_STYLES = {"pass": "green", "fail": "red", "undecided": "dim"}
+# Only a search judges while it goes on: any other level is over, and the report says whether it kept the SLO.
+_MARKS = {
+    "pass": _segment(" ✓ ", "green"),
+    "fail": _segment(" ✗ ", "red"),
+    "undecided": _segment(" ? ", "dim"),
+    None: _segment(" ■ ", "dim"),
+}
 
 
 def _judged(level: LevelProgress) -> Line:
     if level.result is not None:
-        word, style = _RESULTS[level.result]
-        return [_segment(f"  {word}", style)]
+        return [_segment(f"  {RESULTS[level.result]}", _RESULT_STYLES[level.result])]
     return [] if level.good_share is None else [_segment(f"  {_good(level.good_share)}")]
 
 
@@ -217,9 +239,24 @@ def _now(progress: Progress) -> str:
         parts.append(f"{progress.in_flight} in flight")
     if progress.good_share is not None:
         parts.append(_good(progress.good_share))
-    if progress.target_rss_bytes is not None:
-        parts.append(f"target {octets(progress.target_rss_bytes)}")
+    parts += _memory(progress)
+    if progress.restarts:
+        parts.append(f"restarted {count(progress.restarts, 'time')}")
     return " · ".join(parts)
+
+
+def _memory(progress: Progress) -> list[str]:
+    """``target 512 MiB``; where it is held by a limit, or little is left, of how much, and what the host has left."""
+    memory = progress.memory
+    held = progress.target_rss_bytes if memory is None or memory.held_bytes is None else memory.held_bytes
+    told = [] if held is None else [f"target {octets(held)}"]
+    if memory is None or not (memory.near or memory.where != "host"):
+        return told
+    if told and memory.room_bytes is not None:
+        told[0] += f" of the {memory.where}'s {octets(memory.room_bytes)}"
+    if memory.near and memory.available_bytes is not None:
+        told.append(f"host {octets(memory.available_bytes)} left")
+    return told
 
 
 def _rates(requests_per_s: float | None, tokens_per_s: float | None) -> list[str]:
@@ -240,15 +277,16 @@ def ended_line(level: LevelProgress, latency: str) -> str:
     return " · ".join(parts)
 
 
-def which(progress: Progress, number: int) -> str:
-    """``level 2/6``; of a search nobody knows how many there will be."""
-    return f"level {number}" if progress.search else f"level {number}/{len(progress.levels)}"
+def _which(progress: Progress, index: int) -> str:
+    """``level 2, 3 to come``, by the number that files and reports have; of a search nobody knows how many come."""
+    left = sum(not level.left_out for level in progress.levels[index + 1 :])
+    return f"level {index}" if progress.search or not left else f"level {index}, {left} to come"
 
 
 def current_line(progress: Progress) -> str:
     parts = []
     if progress.current is not None:
-        parts = [which(progress, progress.current + 1), progress.levels[progress.current].title]
+        parts = [_which(progress, progress.current), progress.levels[progress.current].title]
     parts += [_now(progress), *_rates(progress.requests_per_s, progress.tokens_per_s)]
     parts += _latencies(progress.latency, progress.p50_ms, progress.p95_ms)
     if failed := sum(progress.failures.values()):

@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from loadbench.report.escape import plain
-from loadbench.report.frame import Frame, Progress, current_line, ended_line, which
+from loadbench.report.frame import RESULTS, Frame, Progress, current_line, ended_line
 from loadbench.report.words import clock
 
 REFRESH_S = 0.25
@@ -54,12 +54,12 @@ class QuietView:
 
 
 class PlainView:
-    """One line per interval and one per level that ended, for pipes, files and CI."""
+    """One line per interval, one per level that ended and one per level that a search judged, for pipes and CI."""
 
     def __init__(self, stream: TextIO, interval_s: float = PLAIN_INTERVAL_S) -> None:
         self.interval_s = interval_s
         self._outlet = _Outlet(stream)
-        self._ended = 0
+        self._ended = self._judged = 0
         self._due_s = 0.0
 
     @property
@@ -72,10 +72,13 @@ class PlainView:
 
     def update(self, progress: Progress) -> None:
         behind = self.busy
-        ended = [(number, level) for number, level in enumerate(progress.levels, 1) if level.ended]
-        for number, level in ended[self._ended :]:
-            self.note(f"{which(progress, number)} ended: {ended_line(level, progress.latency)}")
-        self._ended = len(ended)
+        ended = [(index, level) for index, level in enumerate(progress.levels) if level.ended]
+        for index, level in ended[self._ended :]:
+            self.note(f"level {index} ended: {ended_line(level, progress.latency)}")
+        judged = [(index, level.title, RESULTS[level.result]) for index, level in ended if level.result is not None]
+        for index, title, result in judged[self._judged :]:
+            self.note(f"level {index} · {title} · {result}")
+        self._ended, self._judged = len(ended), len(judged)
         if progress.elapsed_s >= self._due_s and not behind:
             # Updates come once an interval too, and a timer may fire a little early.
             self._due_s = progress.elapsed_s + 0.98 * self.interval_s

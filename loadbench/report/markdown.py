@@ -15,10 +15,10 @@ import yaml
 from loadbench.analysis.metrics import METRICS
 from loadbench.analysis.summary import Caution, Summary
 from loadbench.records import load_title
-from loadbench.report import content, findings
+from loadbench.report import content, findings, memory
 from loadbench.report.content import Table
 from loadbench.report.escape import code, markdown, plain
-from loadbench.report.findings import Stands
+from loadbench.report.findings import Finding, Stands
 
 PRIVATE = {"model_cache_path"}  # somebody's home, of no use to who reads a report elsewhere
 
@@ -31,6 +31,7 @@ def markdown_text(summary: Summary, scenario: Mapping[str, Any]) -> str:
         _pointing(markdown(summary.verdict.text, limit=10_000), summary),
         *_findings(summary),
         *_levels(summary),
+        *_memory(summary),
         *_over_time(summary),
         *_intervals(summary),
         *_facts(summary),
@@ -77,13 +78,17 @@ def _findings(summary: Summary) -> Iterator[str]:
     if told or left_out:
         yield "## What the verdict stands on"
     for finding in [*told, *numbers]:
-        yield f"{code(finding.model)}, {markdown(finding.title)}"
-        rows = [[_cell(cell, summary) for cell in row] for row in finding.rows]
-        yield _lines(finding.headings, rows, [True] * len(finding.headings))
-        if finding.notes:
-            yield "\n".join(f"- {_pointing(markdown(note), summary)}" for note in finding.notes)
+        yield from _finding(finding, summary)
     if left_out:
         yield "\n".join(f"- not run: {markdown(line)}" for line in left_out)
+
+
+def _finding(finding: Finding, summary: Summary) -> Iterator[str]:
+    yield f"{code(finding.model)}, {markdown(finding.title)}"
+    rows = [[_cell(cell, summary) for cell in row] for row in finding.rows]
+    yield _lines(finding.headings, rows, [True] * len(finding.headings))
+    if finding.notes:
+        yield "\n".join(f"- {_pointing(markdown(note), summary)}" for note in finding.notes)
 
 
 def _cell(cell: str | Stands, summary: Summary) -> str:
@@ -97,6 +102,21 @@ def _pointing(text: str, summary: Summary) -> str:
     """Markdown in which ``level 3`` is a link to that level's row."""
     known = {str(level.index) for level in summary.levels}
     return re.sub(r"\blevel (\d+)\b", lambda m: f"[{m[0]}](#level-{m[1]})" if m[1] in known else m[0], text)
+
+
+def _memory(summary: Summary) -> Iterator[str]:
+    tables, told = memory.tables(summary), memory.findings(summary, everything=True)
+    sources, absent = memory.sources(summary), memory.absent(summary)
+    in_short = content.memory(summary)
+    if tables or told or sources or in_short:
+        yield "## Memory of the target"
+    if in_short:
+        yield f"Resident: {markdown(in_short)}"
+    yield from _tables(tables)
+    for finding in told:
+        yield from _finding(finding, summary)
+    if sources or absent:
+        yield _table(("from where", ""), [*sources, *((f"not given: {name}", why) for name, why in absent)])
 
 
 def _over_time(summary: Summary) -> Iterator[str]:
@@ -122,10 +142,7 @@ def _facts(summary: Summary) -> Iterator[str]:
     if slo:
         yield "## SLO"
         yield _table(("clause", "result"), slo)
-    memory, client = content.memory(summary), content.client(summary)
-    if memory:
-        yield "## Memory of the target"
-        yield markdown(memory)
+    client = content.client(summary)
     if client:
         yield "## The client itself"
         yield markdown(client)

@@ -28,6 +28,7 @@ _EXPECTED = {
     "int_from_float": "a whole number",
     "float_type": "a number",
     "float_parsing": "a number",
+    "finite_number": "a number that is finite",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text",
@@ -45,14 +46,12 @@ def explained(error: ValidationError, document: Document) -> UsageError:
     """The first thing that is wrong, in the house's words; unknown keys first, for they cause the rest."""
     found = error.errors(include_url=False)
     # A list whose entries are wrong counts as too short as well: the entry is what matters.
-    wrong = [one["loc"] for one in found if one["type"] != "too_short"]
-    causes = [
-        one for one in found if one["loc"] not in [loc[: len(one["loc"])] for loc in wrong] or one["loc"] in wrong
-    ]
+    above = {one["loc"][:depth] for one in found for depth in range(len(one["loc"]))}
+    causes = [one for one in found if one["type"] != "too_short" or one["loc"] not in above]
     first = min(causes, key=lambda one: one["type"] != "extra_forbidden")
     absent = first["type"] in ("missing", "extra_forbidden")
-    above, last = (first["loc"][:-1], first["loc"][-1:]) if absent else (first["loc"], ())
-    loc = (*_inside(above, document), *last)
+    outer, last = (first["loc"][:-1], first["loc"][-1:]) if absent else (first["loc"], ())
+    loc = (*_inside(outer, document), *last)
     others = len(causes) - 1
     more = f" (and {others} more)" if others else ""
     return document.error(loc, _problem(first, loc, document) + more)

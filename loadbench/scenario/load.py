@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
 from loadbench.errors import UsageError
 from loadbench.records import Trace
 from loadbench.scenario.arrivals import within
 from loadbench.scenario.explain import explained
+from loadbench.scenario.memory import FAILURE
 from loadbench.scenario.prompts import read_prompt_file
 from loadbench.scenario.reading import Document, read_value, read_yaml
 from loadbench.scenario.redaction import is_secret, redact, redact_url
 from loadbench.scenario.schema import Scenario, header_problem
 from loadbench.scenario.stage import Stage
 from loadbench.scenario.traces import read_trace
+from loadbench.scenario.units import DURATION
 
 ENDPOINT_VARIABLE = "FOUNDRY_LOCAL_ENDPOINT"
 
@@ -43,24 +48,32 @@ class Overrides:
     requests: int | None = None
     seed: int | None = None
     headers: tuple[str, ...] = ()
+    memory_limit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A scenario, the file it came from, and who decided on the endpoint: a flag, the variable, a line, or nobody.
 
-    ``traces`` holds, by the number of its stage, each trace as it was read.
+    ``traces`` holds, by the number of its stage, each trace as it was read. ``breaks`` is where it says that a target
+    which is not ours is to be loaded until it fails, None where it does not: ``--i-own-the-target`` has to allow that.
     """
 
     scenario: Scenario
     path: Path
     endpoint_source: str
     traces: Mapping[int, Trace]
+    breaks: str | None = None
 
     @property
     def folder(self) -> Path:
         """Where relative prompt files are looked up."""
         return self.path.parent
+
+    def ask_owner(self, owned: bool) -> None:
+        """Raise UsageError unless nothing is to break that is somebody else's, or ``owned``."""
+        if self.breaks is not None and not owned:
+            raise UsageError(f"{self.breaks}: expected --i-own-the-target to load what is not ours until it fails")
 
 
 def load_scenario(path: Path, overrides: Overrides | None = None, env: Mapping[str, str] | None = None) -> Loaded:
@@ -82,7 +95,9 @@ def load_scenario(path: Path, overrides: Overrides | None = None, env: Mapping[s
         raise explained(error, document) from None
     scenario = _with_hashes(scenario, document, path.parent)
     scenario, traces = _with_traces(scenario, document, path.parent)
-    return Loaded(scenario, path, document.places.get(("endpoint",), "default"), traces)
+    _fits_endpoint(scenario, document)
+    source = document.places.get(("endpoint",), "default")
+    return Loaded(scenario, path, source, traces, _what_breaks(scenario, document))
 
 
 def _apply(overrides: Overrides, document: Document) -> None:
@@ -99,18 +114,17 @@ def _apply(overrides: Overrides, document: Document) -> None:
     _relax(overrides, document)
     for text in later:
         _set(text, document)
-    plain: dict[str, object] = {"endpoint": overrides.endpoint, "seed": overrides.seed}
+    plain = {"endpoint": overrides.endpoint, "seed": overrides.seed, "memory_limit": overrides.memory_limit}
     for key, given in plain.items():
         if given is not None:
-            document.put([key], given, f"--{key}")
+            document.put([key], given, f"--{key.replace('_', '-')}")
     if overrides.models:
         document.put(["models"], list(overrides.models), "--model")
     for header in overrides.headers:
         _put_header(header, document)
-    for at in range(_stage_count(document)):
-        for bound, limit in (("duration", overrides.duration), ("requests", overrides.requests)):
-            if limit is not None:
-                document.put(["stages", str(at), bound], limit, f"--{bound}")
+    for bound, limit in (("duration", overrides.duration), ("requests", overrides.requests)):
+        for at in _stages_that_take(bound, document) if limit is not None else ():
+            document.put(["stages", str(at), bound], limit, f"--{bound}")
     for at, (kind, value) in enumerate(loads.items()):
         if at < _stage_count(document):
             document.put(["stages", str(at), kind], value, f"--{kind}")
@@ -143,12 +157,23 @@ def _stage_count(document: Document) -> int:
     return len(stages) if isinstance(stages, list) else 0
 
 
+def _stages_that_take(bound: str, document: Document) -> Sequence[int]:
+    """The stages that a flag's bound fits; where it fits none, all: validation says why."""
+    fixed = {"duration": "over_time", "requests": "memory"}[bound]
+    every = range(_stage_count(document))
+    stages = document.data["stages"]
+    return [at for at in every if not (isinstance(stages[at], dict) and fixed in stages[at])] or every
+
+
 def _keep_stages(loads: Mapping[str, str], document: Document) -> None:
     """Leave the stages whose load a flag names, one each."""
     stages = document.data["stages"]
     if loads and isinstance(stages, list):
         of_kind = [(kind, [stage for stage in stages if isinstance(stage, dict) and kind in stage]) for kind in loads]
         kept = [{**(found[0] if found else {}), kind: loads[kind]} for kind, found in of_kind]
+        for stage, load in zip(kept, loads.values(), strict=True):
+            for key in ("rest", "stop") if len(load.split(",")) == 1 and ".." not in load else ():
+                stage.pop(key, None)  # they are about several levels
         document.put(["stages"], kept, " ".join(f"--{kind}" for kind in loads))
 
 
@@ -157,10 +182,35 @@ def _relax(overrides: Overrides, document: Document) -> None:
     for at in range(_stage_count(document)):
         stage = document.data["stages"][at]
         least = str(stage.get("min_requests", "")) if isinstance(stage, dict) else ""
+        if isinstance(stage, dict) and "interval" in stage and overrides.duration is not None:
+            _drop_interval(stage, overrides.duration)
         if least and overrides.duration is not None:
             document.put(["stages", str(at), "min_requests"], 0, "--duration")
         elif least.isdecimal() and overrides.requests is not None and int(least) > overrides.requests > 0:
             document.put(["stages", str(at), "min_requests"], overrides.requests, "--requests")
+
+
+def _drop_interval(stage: dict[str, Any], duration: str) -> None:
+    """Leave out an interval that a level so short does not have; what is no duration, validation refuses."""
+    with contextlib.suppress(PydanticCustomError):
+        if "over_time" not in stage and DURATION.read(stage["interval"]) > DURATION.read(duration):
+            del stage["interval"]
+
+
+def _fits_endpoint(scenario: Scenario, document: Document) -> None:
+    """Refuse what is for the embedded service only, or for others only."""
+    if scenario.memory_limit_bytes is not None and not scenario.embedded:
+        raise document.error(("memory_limit",), "expected the embedded service beside it, got an endpoint elsewhere")
+    if scenario.target_probe is not None and scenario.embedded:
+        raise document.error(("target_probe",), "expected an endpoint elsewhere beside it, got the embedded service")
+
+
+def _what_breaks(scenario: Scenario, document: Document) -> str | None:
+    """Where the first memory ladder until failure stands, if the target is not ours."""
+    for number, stage in enumerate(scenario.stages):
+        if stage.memory is not None and stage.memory.until_failure and not scenario.embedded:
+            return str(document.error(("stages", number, "memory", "until"), FAILURE))
+    return None
 
 
 def _with_hashes(scenario: Scenario, document: Document, folder: Path) -> Scenario:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 from types import MappingProxyType
 
 import numpy as np
 
-from loadbench.records import Level, Open, Trace
+from loadbench.records import Closed, Level, Load, Open, Trace
 from loadbench.scenario.arrivals import when_s
 from loadbench.scenario.schema import Scenario
 from loadbench.scenario.stage import Stage
@@ -36,19 +36,23 @@ def levels(
                     model=model,
                     load=load,
                     duration_s=stage.length_s,
-                    requests=_requests(stage, traces.get(number)),
+                    requests=_requests(stage, load, traces.get(number)),
                     min_requests=stage.min_requests,
                     seed=_seed(scenario.seed, number, place),
                     start_spacing_s=stage.start_spacing_s or 0.0,
                     max_in_flight=stage.max_in_flight,
+                    at_most_s=stage.duration_s if stage.memory else stage.budget_s,
                     interval_s=stage.telling_s,
+                    purpose="rung" if stage.memory else "level",
                 )
                 laid_out.append(level)
     return tuple(laid_out)
 
 
-def _requests(stage: Stage, trace: Trace | None) -> int | None:
-    """A trace that nothing cuts short ends a level by its number of requests."""
+def _requests(stage: Stage, load: Load, trace: Trace | None) -> int | None:
+    """A trace that nothing cuts short ends a level by its number of requests, a rung has one from each user."""
+    if isinstance(load, Closed) and load.ask is not None:
+        return load.concurrency
     return stage.requests if trace is None or stage.duration_s is not None else trace.requests
 
 
@@ -92,22 +96,38 @@ def describe(scenario: Scenario, laid_out: Sequence[Level]) -> Plan:
     models = tuple(dict.fromkeys(level.model for level in laid_out))
     plans = tuple(_expected(scenario, level) for level in laid_out)
     warmup_requests = scenario.warmup.requests * len(models)
-    canaries = len(models) + (len(plans) if scenario.canary else 0)  # a model is tried out in any case
-    rests_s = sum(
-        scenario.stages[one.stage].rest_s
-        for one, after in pairwise(laid_out)
-        if (one.stage, one.model) == (after.stage, after.model)
-    )
+    # A model is tried out in any case, and again before each rung that gets a service of its own.
+    tried = len(models) + sum(level.purpose == "rung" for level in laid_out if scenario.embedded)
+    canaries = tried + (len(plans) if scenario.canary else 0)
+    times = [
+        _times(scenario, list(group)) for _, group in groupby(plans, lambda plan: (plan.level.model, plan.level.stage))
+    ]
     spare_s = (warmup_requests + canaries) * scenario.deadlines.total_s
     return Plan(
         levels=plans,
         models=models,
         warmup_requests=warmup_requests,
-        estimated_s=rests_s + sum(plan.issuing_s for plan in plans if plan.issuing_s is not None),
+        estimated_s=sum(estimated_s for estimated_s, _ in times),
         open_ended=any(plan.issuing_s is None for plan in plans),
-        may_end_early=any(len(stage.loads()) > 1 for stage in scenario.stages if stage.stop is not None),
-        at_most_s=rests_s + sum(plan.at_most_s for plan in plans) + spare_s,
+        may_end_early=any(
+            stage.memory is not None or (stage.stop is not None and len(stage.loads()) > 1) for stage in scenario.stages
+        ),
+        at_most_s=sum(at_most_s for _, at_most_s in times) + spare_s,
     )
+
+
+def _times(scenario: Scenario, plans: Sequence[LevelPlan]) -> tuple[float, float]:
+    """How long a model's levels of one stage take with the rests between them, and the most of it, in seconds.
+
+    The stage's time ends the level that is running; its drain still comes.
+    """
+    stage = scenario.stages[plans[0].level.stage]
+    rests_s = stage.rest_s * (len(plans) - 1)
+    budget_s = math.inf if stage.budget_s is None else stage.budget_s
+    estimated_s = rests_s + sum(plan.issuing_s for plan in plans if plan.issuing_s is not None)
+    at_most_s = rests_s + sum(plan.at_most_s for plan in plans)
+    drain_s = min(scenario.drain_s, scenario.deadlines.total_s)
+    return min(budget_s, estimated_s), min(budget_s + drain_s, at_most_s)
 
 
 def _expected(scenario: Scenario, level: Level) -> LevelPlan:
@@ -116,7 +136,12 @@ def _expected(scenario: Scenario, level: Level) -> LevelPlan:
     load = level.load
     if isinstance(load, Open):
         requests, issuing_s = _expected_open(level, load)
+        if level.at_most_s is not None and issuing_s > level.at_most_s:
+            requests, issuing_s = requests * level.at_most_s / issuing_s, level.at_most_s
         return LevelPlan(level, requests, issuing_s, issuing_s + drain_s)
+    if load.ask is not None:  # all is sent at once, and what is unanswered at the rung's end is given up
+        bound_s = level.at_most_s or total_s
+        return LevelPlan(level, level.requests, bound_s, bound_s)
 
     def longest_s(requests: int) -> float:
         """The longest that users take for so many requests: one deadline after another."""
@@ -126,7 +151,9 @@ def _expected(scenario: Scenario, level: Level) -> LevelPlan:
     by_clock_s = math.inf if level.duration_s is None else max(level.duration_s, longest_s(level.min_requests))
     # As fast as its target: only the clock can tell its time beforehand.
     count = level.requests if level.duration_s is None else None
-    return LevelPlan(level, count, level.duration_s, min(by_count_s, by_clock_s) + drain_s)
+    most_s = math.inf if level.at_most_s is None else level.at_most_s
+    known_s = None if level.duration_s is None else min(level.duration_s, most_s)
+    return LevelPlan(level, count, known_s, min(by_count_s, by_clock_s, most_s) + drain_s)
 
 
 def _expected_open(level: Level, load: Open) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -20,7 +21,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from loadbench.errors import UsageError
-from loadbench.records import Load, Open, Prompt
+from loadbench.records import Ask, Closed, Load, Open, Prompt
 from loadbench.scenario.schema import InputTokens, Message, Scenario
 from loadbench.scenario.traces import Row, replay
 
@@ -31,6 +32,7 @@ DECK = 20
 CHARS_PER_TOKEN = 4.0  # the usual rule of thumb for English; the exact count is the server's
 
 RECORDED = "trace"  # what results call prompts whose length comes from a trace
+MEMORY = "memory"  # what results call the prompts of a memory ladder
 
 _CHAT = TypeAdapter(tuple[Message, ...])
 _TEXT_KEYS = ("prompt", "text")
@@ -155,9 +157,12 @@ class PromptMix:
 
         For a load from a trace there are as many as its rows, and a length that a row has decides: its input tokens
         make a text of the kind ``trace`` instead of one from the mix, its output tokens are max_tokens. Raises
-        UsageError for a trace that is no longer there.
+        UsageError for a trace that is no longer there. A rung of a memory ladder has its own kind, ``memory``, alone.
         """
-        drawn = self._drawn(random.Random(f"prompts {self._seed}"), random.Random(f"words {seed}"))
+        words = random.Random(f"words {seed}")
+        if isinstance(load, Closed) and load.ask is not None:
+            return self._like(load.ask, words)
+        drawn = self._drawn(random.Random(f"prompts {self._seed}"), words)
         trace = load.trace if isinstance(load, Open) else None
         return drawn if trace is None else self._as_recorded(replay(trace), drawn, random.Random(f"trace {seed}"))
 
@@ -166,6 +171,12 @@ class PromptMix:
             name, max_tokens, draw = self._kinds[kind]
             chat = draw(work, words)
             yield Prompt(name, index, chat.messages, chat.max_tokens or max_tokens)
+
+    def _like(self, ask: Ask, words: random.Random) -> Iterator[Prompt]:
+        """Prompts of one length that ask for answers without end: what is held for them is to be ``max_tokens``."""
+        for index in itertools.count():
+            text = _made_up(round(ask.input_tokens * self.chars_per_token), words, ENDLESS)
+            yield Prompt(MEMORY, index, user_says(text), ask.max_tokens)
 
     def _as_recorded(self, rows: Iterator[Row], mix: Iterator[Prompt], rng: random.Random) -> Iterator[Prompt]:
         for index, row in enumerate(rows):
@@ -215,7 +226,11 @@ def _many_words() -> str:
     return " ".join(random.Random(_WORDS).choices(_WORDS.split(), k=10_000))
 
 
-def _made_up(length: int, rng: random.Random) -> str:
+TASK = "summarise these notes"
+ENDLESS = "tell a story without end"
+
+
+def _made_up(length: int, rng: random.Random, task: str = TASK) -> str:
     """A text of so many characters that begins with a word of its own: no prefix cache can answer for the model.
 
     It is a window into one long seeded text: cutting one out costs microseconds, at any length.
@@ -223,7 +238,7 @@ def _made_up(length: int, rng: random.Random) -> str:
     stream = _many_words()
     start = rng.randrange(len(stream))
     text = stream * ((start + length) // len(stream) + 1)
-    return (f"{_unique_word(rng)}: summarise these notes. " + text[start : start + length])[:length]
+    return (f"{_unique_word(rng)}: {task}. " + text[start : start + length])[:length]
 
 
 def _unique_word(rng: random.Random) -> str:

@@ -18,9 +18,10 @@ from pydantic_core import PydanticCustomError
 from loadbench.scenario.part import Part, as_list, exactly_one, one_or_more, refuse
 from loadbench.scenario.redaction import redact, redact_url
 from loadbench.scenario.stage import Stage
-from loadbench.scenario.units import Count, Duration, Positive, Share
+from loadbench.scenario.units import Count, Duration, Positive, Share, Size
 
 EMBEDDED = "embedded"
+PROBE_TOKEN_VARIABLE = "LOADBENCH_PROBE_TOKEN"  # of the environment; never read from a file, never saved
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token, RFC 9110 section 5.6.2
 # These say how bytes travel, which only the client knows, or what it counts on; Host is what the endpoint's URL says.
 _OURS = {
@@ -201,8 +202,17 @@ class Slo(Part):
 
 
 def _endpoint(text: str) -> str:
-    if text == EMBEDDED:
-        return text
+    return text if text == EMBEDDED else _url(text, "expected embedded or a URL such as http://127.0.0.1:5273/v1")
+
+
+def _probe(text: str) -> str:
+    """What may hold a key is refused, and never repeated."""
+    if "@" in text or "?" in text:
+        raise refuse(f"expected a URL without user name, key or query: the token comes from {PROBE_TOKEN_VARIABLE}")
+    return _url(text, "expected the URL of a loadbench probe, such as http://192.168.1.7:5280")
+
+
+def _url(text: str, expected: str) -> str:
     if re.match(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d+(/|$)", text):  # host:port, as people type it
         text = f"http://{text}"
     try:
@@ -211,7 +221,7 @@ def _endpoint(text: str) -> str:
     except ValueError:  # a port that is no number, an unclosed [
         whole = False
     if not whole:
-        raise PydanticCustomError("expected", "expected embedded or a URL such as http://127.0.0.1:5273/v1")
+        raise PydanticCustomError("expected", "{expected}", {"expected": expected})
     return text
 
 
@@ -248,10 +258,39 @@ class Scenario(Part):
     canary: bool = Field(
         default=True, description="Send one small request after every level to see that the target still answers."
     )
+    on_target_death: Literal["stop", "restart", "skip_model"] | None = Field(
+        default=None,
+        description="When the target dies: stop the run; restart the embedded service, or wait for another to come"
+        " back, and go on; or go on with the next model. restart for the embedded one, else stop, unless stated.",
+    )
+    target_probe: Annotated[str, AfterValidator(_probe)] | None = Field(
+        default=None,
+        description="URL of loadbench probe on the model's host: the target's memory is read there. Its token comes"
+        f" from {PROBE_TOKEN_VARIABLE}.",
+    )
+    memory_limit_bytes: Size | None = Field(
+        default=None,
+        alias="memory_limit",
+        description="The most memory that the embedded service may take, 2GiB; no limit unless stated.",
+    )
     slo: Slo | None = Field(default=None, description="What counts as good enough; without it nothing is judged.")
     seed: Annotated[Count, Field(lt=2**63)] = Field(
         default=42, description="Everything random comes from it: the same seed asks the same things at the same times."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, data: Any) -> Any:
+        """Fill what depends on the endpoint, so that a saved scenario does not depend on our defaults."""
+        if not isinstance(data, dict) or data.get("on_target_death") is not None:
+            return data
+        ours = data.get("endpoint", EMBEDDED) == EMBEDDED
+        return data | {"on_target_death": "restart" if ours else "stop"}
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the target is a service of our own."""
+        return self.endpoint == EMBEDDED
 
     def redacted(self) -> Scenario:
         """The same scenario without the values of secret-looking headers and keys, nor its URL's credentials."""

@@ -6,14 +6,23 @@ What a stage makes of them is ``stage``'s job.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from loadbench.records import Leg
-from loadbench.scenario.part import Part, as_list, exactly_one, refuse
+from loadbench.scenario.part import Part, as_list, exactly_one, one_or_more, refuse
 from loadbench.scenario.units import RATE, Duration, Positive, Rate, RateOrZero, Share
 
 MOST_RUNGS = 32
@@ -21,6 +30,9 @@ MOST_RUNGS = 32
 
 DEFAULT_FACTOR = 2
 """Of a ladder that is written 1..64: each level tells whether twice the load still brings more."""
+
+MOST_USERS = 1_000_000
+"""Of a closed loop, of all our processes together: each is a connection. What is above is a slip, or no user count."""
 
 Steepness = Annotated[float, Field(gt=1, allow_inf_nan=False)]
 
@@ -33,23 +45,23 @@ def rungs(first: float, last: float, factor: float) -> tuple[float, ...]:
     return (*(first * factor**step for step in range(steps)), last)
 
 
-class UserLadder(Part):
-    """So many users, then ``factor`` times as many, and so on: one level each."""
+class CountLadder(Part):
+    """A whole number, of users or tokens, then ``factor`` times as many, and so on: one level each."""
 
-    from_users: Positive = Field(alias="from", description="Users of the first level.")
-    to_users: Positive = Field(alias="to", description="Users of the last level, whatever the factor.")
-    factor: Steepness = Field(description="From level to level so many times as many, in whole users.")
+    first: Positive = Field(alias="from", description="The first number.")
+    last: Positive = Field(alias="to", description="The last number, whatever the factor.")
+    factor: Steepness = Field(description="From level to level so many times as many, in whole numbers.")
 
     @model_validator(mode="after")
-    def _climbs(self) -> UserLadder:
-        if self.to_users < self.from_users:
-            raise refuse(f"expected from ≤ to, got {self.from_users} and {self.to_users}")
+    def _climbs(self) -> CountLadder:
+        if self.last < self.first:
+            raise refuse(f"expected from ≤ to, got {self.first} and {self.last}")
         self.rungs()
         return self
 
     def rungs(self) -> tuple[int, ...]:
-        """The users of each level; what rounds to the same number is one level."""
-        return tuple(dict.fromkeys(round(users) for users in rungs(self.from_users, self.to_users, self.factor)))
+        """The number of each level; what rounds to the same one is one level."""
+        return tuple(dict.fromkeys(round(count) for count in rungs(self.first, self.last, self.factor)))
 
 
 class RateRange(Part):
@@ -86,13 +98,55 @@ def _spread(load: object) -> object:
     return {"from": first.strip(), "to": last.strip(), "factor": DEFAULT_FACTOR}
 
 
+def _kind_of_load(value: object) -> str:
+    return "range" if isinstance(value, dict | CountLadder | RateRange) else "load"
+
+
+Counts = Annotated[
+    tuple[
+        Annotated[
+            Annotated[Positive, Tag("load")] | Annotated[CountLadder, Tag("range")], Discriminator(_kind_of_load)
+        ],
+        ...,
+    ],
+    BeforeValidator(as_loads),
+    Field(min_length=1),
+    one_or_more({"anyOf": [{"type": "integer", "minimum": 1}, CountLadder.model_json_schema()]}),
+]
+Rates = Annotated[
+    tuple[
+        Annotated[Annotated[Rate, Tag("load")] | Annotated[RateRange, Tag("range")], Discriminator(_kind_of_load)], ...
+    ],
+    BeforeValidator(as_loads),
+    Field(min_length=1),
+    one_or_more({"anyOf": [*RATE.json_schema()["anyOf"], RateRange.model_json_schema()]}),
+]
+
+
+def each(counts: Sequence[int | CountLadder]) -> Iterator[int]:
+    """The numbers of a list, its ladders spelt out."""
+    for count in counts:
+        yield from count.rungs() if isinstance(count, CountLadder) else (count,)
+
+
 def is_ladder(loads: object) -> bool:
     """Whether what a file says, as ``as_loads`` gives it back, is a ladder."""
     return isinstance(loads, list) and any(isinstance(load, dict) and "factor" in load for load in loads)
 
 
+def _may_be_off(schema: dict[str, Any]) -> None:
+    """Null and false both switch a rule off."""
+    for rule in schema["properties"].values():
+        kinds = rule.setdefault("anyOf", [{"type": rule.pop("type")}] if "type" in rule else [])
+        known = [kind.get("type") for kind in kinds]
+        kinds += [{"type": "null"}] if "null" not in known else []
+        kinds += [{"const": False}] if "boolean" not in known else []
+
+
 class StopRules(Part):
     """When the rest of a ladder is not run. A ladder has those of the defaults, a list those that it names."""
+
+    model_config = ConfigDict(json_schema_extra=_may_be_off)
 
     gain_share: Share | None = Field(
         default=0.05, alias="gain", description="Throughput gained less than this, twice in a row; null: never."
@@ -104,11 +158,26 @@ class StopRules(Part):
     degraded: bool = Field(default=True, description="The target is not healthy any more.")
     over_capacity: bool = Field(default=True, description="Open loop: what waits for an answer kept growing.")
     time_s: Annotated[Duration, Field(gt=0)] | None = Field(
-        default=None, alias="time", description="The stage has taken so long, on this model."
+        default=None,
+        alias="time",
+        description="The stage has taken so long, on this model: it ends the level that is running too.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _off(cls, data: Any) -> Any:
+        """A rule that is null or false is off, whichever of the two its kind knows."""
+        if not isinstance(data, dict):
+            return data
+        return {name: _OFF.get(name) if rule is None or rule is False else rule for name, rule in data.items()}
 
-_OFF = {"gain": None, "slo": False, "error_rate": None, "degraded": False, "over_capacity": False}
+    @property
+    def on(self) -> bool:
+        """Whether there is a rule at all."""
+        return any(rule is not None and rule is not False for _, rule in self)
+
+
+_OFF = {"gain": None, "slo": False, "error_rate": None, "degraded": False, "over_capacity": False, "time": None}
 
 
 def spelt_out(stop: object, ladder: bool) -> object:
@@ -120,12 +189,19 @@ def spelt_out(stop: object, ladder: bool) -> object:
     return {**_OFF, **stop} if isinstance(stop, dict) and not ladder else stop
 
 
+def fewer(users: int) -> int:
+    """So many users, if they are not too many."""
+    if users > MOST_USERS:
+        raise refuse(f"expected at most {MOST_USERS:,} users, got {users:,}")
+    return users
+
+
 def _users_or_rate(value: object) -> object:
     """Whole numbers are users, an int; what has a unit is a rate, a float in requests per second."""
     if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and float(value).is_integer():
-        return int(value)
+        return fewer(int(value))
     if isinstance(value, str) and value.strip().isdecimal():  # as ${USERS:-4} gives it
-        return int(value)
+        return fewer(int(value))
     if not isinstance(value, str) or "/" not in value or (per_s := RATE.read(value)) < 0:
         raise PydanticCustomError("expected", "expected users as a whole number or a rate such as 2/s")
     return per_s

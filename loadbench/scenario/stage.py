@@ -1,7 +1,8 @@
-"""The loads of a scenario: closed loops of users, open loops at a rate, either over time, and recorded ones.
+"""The loads of a scenario: closed loops of users, open loops at a rate, either over time, recorded ones, and memory
+ladders.
 
-What shapes they may have is written in ``shapes``. Reading a trace's file is ``load``'s job, drawing arrivals
-``arrivals``'.
+What shapes they may have is written in ``shapes`` and ``memory``. Reading a trace's file is ``load``'s job, drawing
+arrivals ``arrivals``'.
 """
 
 from __future__ import annotations
@@ -9,24 +10,30 @@ from __future__ import annotations
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from loadbench.records import Closed, Leg, Load, Open, Trace
-from loadbench.scenario.part import Part, exactly_one, one_or_more, refuse
+from loadbench.scenario.memory import MemoryLadder
+from loadbench.scenario.part import Part, exactly_one, refuse
 from loadbench.scenario.shapes import (
+    CountLadder,
+    Counts,
     RateRange,
+    Rates,
     StopRules,
     Stretch,
-    UserLadder,
     are_rates,
     as_loads,
+    each,
+    fewer,
     is_ladder,
     legs_of,
     spelt_out,
 )
-from loadbench.scenario.units import RATE, Count, Duration, Positive, Rate
+from loadbench.scenario.units import DURATION, Count, Duration, Positive
 
 DEFAULT_DURATION = "15s"  # some hundred requests of a small model, and six levels stay under two minutes
+DEFAULT_RUNG = "20s"  # 16 streams of 4,096 tokens have reserved what they need, or failed, long before
 DEFAULT_START_SPACING = "1ms"  # 512 users start within half a second and not in one turn of the event loop
 
 INTERVALS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
@@ -35,28 +42,6 @@ INTERVALS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
 MOST_INTERVALS = 30
 LONG_S = 60.0  # a level of a minute, or a load over time, is told interval by interval
 
-
-def _kind_of_load(value: object) -> str:
-    return "range" if isinstance(value, dict | UserLadder | RateRange) else "load"
-
-
-Concurrencies = Annotated[
-    tuple[
-        Annotated[Annotated[Positive, Tag("load")] | Annotated[UserLadder, Tag("range")], Discriminator(_kind_of_load)],
-        ...,
-    ],
-    BeforeValidator(as_loads),
-    Field(min_length=1),
-    one_or_more({"anyOf": [{"type": "integer", "minimum": 1}, UserLadder.model_json_schema()]}),
-]
-Rates = Annotated[
-    tuple[
-        Annotated[Annotated[Rate, Tag("load")] | Annotated[RateRange, Tag("range")], Discriminator(_kind_of_load)], ...
-    ],
-    BeforeValidator(as_loads),
-    Field(min_length=1),
-    one_or_more({"anyOf": [*RATE.json_schema()["anyOf"], RateRange.model_json_schema()]}),
-]
 Factor = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 # Keys that only some loads know.
@@ -69,6 +54,8 @@ _ONLY_WITH = {
     "speed": ("trace",),
     "sha256": ("trace",),
     "stop": ("concurrency", "rate"),
+    "requests": ("concurrency", "rate", "trace"),
+    "interval": ("concurrency", "rate", "trace"),
 }
 
 
@@ -79,10 +66,11 @@ def _may_be_bool(schema: dict[str, Any]) -> None:
 class Stage(Part):
     """A load held for a while, or changing by plan: users in a closed loop, or an open loop at a rate or from a trace.
 
-    A list or a ladder of users or rates gives one level each, a load over time one level as a whole.
+    A list or a ladder of users or rates gives one level each, a load over time one level as a whole, a memory ladder
+    one for each of its rungs.
     """
 
-    concurrency: Concurrencies | None = Field(
+    concurrency: Counts | None = Field(
         default=None,
         description="Closed loop: this many users, each sends its next request when its last is done; or a ladder"
         " {from, to, factor}.",
@@ -95,6 +83,9 @@ class Stage(Part):
     )
     over_time: Annotated[tuple[Stretch, ...], Field(min_length=1)] | None = Field(
         default=None, description="One level whose load changes: hold, ramp and spike, of users or of rates."
+    )
+    memory: MemoryLadder | None = Field(
+        default=None, description="A memory ladder: users × tokens are raised until the target's memory is at a limit."
     )
     arrivals: Literal["constant", "poisson", "gamma"] | None = Field(
         default=None,
@@ -120,7 +111,8 @@ class Stage(Part):
     duration_s: Annotated[Duration, Field(gt=0)] | None = Field(
         default=None,
         alias="duration",
-        description=f"Stop issuing after this; {DEFAULT_DURATION} if requests is absent too and there is no trace.",
+        description=f"Stop issuing after this; {DEFAULT_DURATION} if requests is absent too and there is no trace. Of a"
+        f" memory ladder the most that a rung may take; {DEFAULT_RUNG} unless stated.",
     )
     requests: Positive | None = Field(
         default=None, description="Stop issuing after this many; with duration, whichever comes first."
@@ -150,7 +142,9 @@ class Stage(Part):
     )
 
     model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": [key]} for key in ("concurrency", "rate", "over_time", "trace")]}
+        json_schema_extra={
+            "oneOf": [{"required": [key]} for key in ("concurrency", "rate", "over_time", "trace", "memory")]
+        }
     )
 
     @model_validator(mode="before")
@@ -161,6 +155,8 @@ class Stage(Part):
             return data
         given = {key: value for key, value in data.items() if value is not None}
         stop = spelt_out(given.get("stop"), is_ladder(as_loads(given.get("concurrency", given.get("rate")))))
+        if "memory" in given:
+            return data | {"duration": given.get("duration", DEFAULT_RUNG), "stop": stop}
         if "trace" in given:
             return data | {"speed": given.get("speed", 1.0), "stop": stop}
         filled: dict[str, Any] = {}
@@ -174,16 +170,33 @@ class Stage(Part):
 
     @model_validator(mode="after")
     def _one_load(self) -> Stage:
-        exactly_one(concurrency=self.concurrency, rate=self.rates_per_s, over_time=self.over_time, trace=self.trace)
+        exactly_one(
+            concurrency=self.concurrency,
+            rate=self.rates_per_s,
+            over_time=self.over_time,
+            trace=self.trace,
+            memory=self.memory,
+        )
         here = self._kind()
         fields = {field.alias or name: name for name, field in type(self).model_fields.items()}
         found = {key: getattr(self, name) for key, name in fields.items()}
         for key, loads in _ONLY_WITH.items():
             if found[key] is not None and here not in loads:
                 raise refuse(f"expected {key} in a stage with {' or '.join(loads)}, got it beside {here}")
-        for key in ("duration", "min_requests", "stop") if self.over_time else ():
+        unfit = ("duration", "min_requests", "stop") if self.over_time else ("min_requests",) if self.memory else ()
+        for key in unfit:
             if found[key]:
-                raise refuse(f"expected {key} in a stage whose load stays, got it beside over_time")
+                shape = "over_time" if self.over_time else here
+                raise refuse(f"expected {key} in a stage whose load stays, got it beside {shape}")
+        for users in each(self.concurrency or ()):
+            fewer(users)
+        if self.rest_s and self._is_one_level():
+            raise refuse("expected several levels beside rest, got one")
+        if self.stop is not None and self.stop.on and self._is_one_level():
+            raise refuse("expected several levels beside stop, got one")
+        if self.interval_s and self.length_s and self.interval_s > self.length_s:
+            interval, length = DURATION.write(self.interval_s), DURATION.write(self.length_s)
+            raise refuse(f"expected interval ≤ the length of a level, got {interval} and {length}")
         for entries in (self.concurrency, self.rates_per_s):
             if entries is not None and self.ladder and len(entries) > 1:
                 raise refuse(f"expected a ladder on its own, got it in a list of {len(entries)}")
@@ -202,24 +215,38 @@ class Stage(Part):
         return self
 
     def _kind(self) -> str:
-        """Whether users, a rate or a trace make the load. Refuses a load over time of both kinds, or of none."""
+        """What makes the load: users, a rate, a trace, memory. Refuses a load over time of both kinds, or of none."""
         if self.over_time is None:
-            return "concurrency" if self.concurrency else "rate" if self.rates_per_s else "trace"
+            plain = {"concurrency": self.concurrency, "rate": self.rates_per_s, "memory": self.memory}
+            return next((name for name, given in plain.items() if given), "trace")
         kinds = {type(load) for load in (stretch.load()[1] for stretch in self.over_time) if load > 0}
         if len(kinds) != 1:
             raise refuse(f"expected users or rates in over_time, got {'both' if kinds else 'nothing but 0'}")
         return "concurrency" if kinds == {int} else "rate"
 
+    def _is_one_level(self) -> bool:
+        """Whether it can be no more than one; a ladder is one as well where it begins at its end."""
+        if self.memory is not None:
+            return len(self.memory.rungs()) == 1
+        return not self.ladder and len(self.concurrency or self.rates_per_s or ((),)) == 1
+
     @property
     def ladder(self) -> bool:
         """Whether its loads climb by a factor, and so may end early."""
         entries = (*(self.concurrency or ()), *(self.rates_per_s or ()))
-        return any(isinstance(entry, UserLadder | RateRange) and entry.factor is not None for entry in entries)
+        return any(isinstance(entry, CountLadder | RateRange) and entry.factor is not None for entry in entries)
 
     @property
     def length_s(self) -> float | None:
         """How long each of its levels issues requests, in seconds; None: their number decides."""
+        if self.memory is not None:
+            return None
         return self.duration_s if self.over_time is None else sum(stretch.for_s for stretch in self.over_time)
+
+    @property
+    def budget_s(self) -> float | None:
+        """How long it may take on one model, all its levels together; None: as long as it takes."""
+        return None if self.stop is None else self.stop.time_s
 
     @property
     def telling_s(self) -> float | None:
@@ -232,11 +259,12 @@ class Stage(Part):
 
     def loads(self, trace: Trace | None = None) -> tuple[Load, ...]:
         """The loads in the order of the file, one level each. ``trace`` is this stage's, as it was read."""
+        if self.memory is not None:
+            return self.memory.rungs()
         if self.over_time is not None:
             return (self._over(legs_of(self.over_time)),)
         if self.concurrency is not None:
-            users = (entry.rungs() if isinstance(entry, UserLadder) else (entry,) for entry in self.concurrency)
-            return tuple(Closed(number) for number in chain.from_iterable(users))
+            return tuple(Closed(users) for users in each(self.concurrency))
         if self.rates_per_s is not None:
             return tuple(chain.from_iterable(self._open(rate) for rate in self.rates_per_s))
         assert trace is not None, "a stage with a trace has loads once its file has been read"

@@ -127,10 +127,20 @@ Share = Annotated[
     _write_if_given(SHARE),
     WithJsonSchema(SHARE.json_schema()),
 ]
-Bytes = Annotated[
+LEAST_SIZE_BYTES = 1 << 20  # a size below it lacks its unit
+
+
+def size(value: object) -> int:
+    """``1.5GiB`` → 1610612736, to the nearest byte. Raises pydantic's error, for what is too little too."""
+    found = round(BYTES.read(value))
+    if found < LEAST_SIZE_BYTES:
+        raise PydanticCustomError("expected", "expected {least} or more", {"least": BYTES.write(LEAST_SIZE_BYTES)})
+    return found
+
+
+Size = Annotated[
     int,
-    BeforeValidator(BYTES.read),
-    Field(ge=0),
+    BeforeValidator(size),
     _write_if_given(BYTES),
     WithJsonSchema(BYTES.json_schema()),
 ]

@@ -143,7 +143,8 @@ class EmbeddedFoundry:
 
     def _stop(self) -> None:
         died = not self.alive()
-        _end(self._process, STOP_TIMEOUT_S)
+        stopped = process_state(self.pid) == "stopped"  # by a signal: it does not see its stdin close
+        _end(self._process, 0 if stopped else STOP_TIMEOUT_S)
         _release(self.limit)
         if not died:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -16,6 +16,8 @@ from loadbench.records import Sample
 from loadbench.target.autopsy import KernelLog, last_words, machine_oom_kills
 from loadbench.target.endpoint import Endpoint, discover
 from loadbench.target.foundry import EmbeddedFoundry, cache_dir, process_state
+from loadbench.target.memory import MemoryWatch
+from loadbench.target.memory_figures import MemoryFigures
 from loadbench.target.models import Resolved, ensure_loaded, resolve, unload
 from loadbench.target.processes import ProcessTree
 from loadbench.target.state import Evidence, judge
@@ -152,10 +154,20 @@ class Target:
     def rss_bytes(self, relist: bool = False) -> int | None:
         """Resident bytes of the service's processes, None where they cannot be known. ``relist`` finds new children."""
         figures = self._tree.sample(relist=relist) if self._tree is not None else None
-        if figures is None:
+        return None if figures is None else figures.rss_bytes
+
+    def memory_watch(self) -> MemoryWatch | None:
+        """What reads the memory of the service as it runs now; None where its host is not this one.
+
+        It looks for every source there is and so may block: make it in a thread.
+        """
+        if not self.endpoint.local:
             return None
-        self._marks.peak_rss_bytes = max(self._marks.peak_rss_bytes, figures.rss_bytes)
-        return figures.rss_bytes
+        return MemoryWatch(self.endpoint.pid, self.endpoint.pid_absent or "no process is watched")
+
+    def saw(self, figures: MemoryFigures) -> None:
+        """Take note of what it holds: evidence, should it die."""
+        self._marks.peak_rss_bytes = max(self._marks.peak_rss_bytes, figures.rss_bytes or 0)
 
     def cpu_s(self) -> float | None:
         """CPU seconds that the service's processes have used so far, None where they cannot be known."""

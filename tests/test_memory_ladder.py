@@ -1,0 +1,244 @@
+"""Memory ladders on the real service, held by a limit: how they end, what they leave, and that the host is spared."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import pytest
+
+from loadbench.report.frame import LevelProgress, MemoryShown, Progress, current_line
+from loadbench.target.containment import RLIMIT_DATA, limit_for
+from loadbench.target.fake import serve
+from loadbench.target.fake_script import Script
+from tests.command import ended, eventually, loadbench, rows, started, summary
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as on Linux")
+
+BY_RLIMIT = {"LOADBENCH_MEMORY_LIMIT_KIND": RLIMIT_DATA}
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Models are made once for all these tests."""
+    os.environ["LOADBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def write(folder: Path, ladder: str, *lines: str) -> None:
+    text = "\n".join(
+        ("name: s", "warmup: {requests: 0}", f"stages: [{{memory: {{{ladder}}}, duration: 3s}}]", *lines, "")
+    )
+    (folder / "s.yaml").write_text(text, encoding="utf-8")
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = orjson.loads((folder / "out" / "run.json").read_bytes())
+    return found
+
+
+def events(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [row for row in rows(folder / "out" / "telemetry.jsonl") if row["event"] == name]
+
+
+def states(folder: Path) -> list[str]:
+    return [row["target"]["state"] for row in events(folder, "level_end")]
+
+
+def ladder(folder: Path, *words: str, **env: str) -> tuple[int, str]:
+    done = loadbench("run", "s.yaml", "--out", "out", *words, cwd=folder, **env)
+    return done.returncode, done.stderr
+
+
+def cgroups() -> bool:
+    limit = limit_for(("true",), 64 * MIB)
+    limit.release()
+    return limit.kills
+
+
+def test_it_ends_at_the_first_failed_allocation_which_is_its_answer(tmp_path: Path) -> None:
+    asks = "until: failure, concurrency: [1, 4], max_tokens: [200, 8000]"
+    write(tmp_path, asks, "models: synthetic:kv", "memory_limit: 192MiB")
+    code, err = ladder(tmp_path, **BY_RLIMIT)
+    assert code == 0, err
+    document = facts(tmp_path)
+    assert (document["status"], states(tmp_path)[-1]) == ("complete", "oom_reported")
+    (left,) = document["not_run"]
+    assert (left["rule"], left["after_level"], left["levels"]) == ("memory_failure", 2, [3])
+    assert "for want of memory" in left["because"]
+    assert document["memory"]["source"] == "local"
+    assert document["memory"]["limit"]["kind"] == RLIMIT_DATA
+    assert 0 < document["memory"]["cost_share"] < 0.1
+
+
+def test_every_rung_has_a_process_of_its_own_and_is_read_ten_times_a_second(tmp_path: Path) -> None:
+    write(tmp_path, "until: failure, concurrency: 1, max_tokens: [64, 2000]", "models: synthetic:kv")
+    code, err = ladder(tmp_path)
+    assert code == 0, err
+    assert len(events(tmp_path, "note")) == 2
+    before = [row["target"]["memory"]["before"]["rss_bytes"] for row in events(tmp_path, "level_end")]
+    assert abs(before[0] - before[1]) < 8 * MIB  # nothing is left of the rung before
+    for row in events(tmp_path, "level_end"):
+        memory, rss = row["target"]["memory"], row["target"]["rss_bytes"]
+        assert memory["peak"]["peak_rss_bytes"] >= memory["peak"]["rss_bytes"] == rss["peak"]
+        assert memory["peak"]["available_bytes"] <= memory["before"]["available_bytes"]
+        assert (memory["before"]["rss_bytes"], memory["after"]["rss_bytes"]) == (rss["before"], rss["after"])
+    read_ns = [row["t_ns"] for row in events(tmp_path, "memory") if row["level"] == 1]
+    (start,) = [row["t_ns"] for row in events(tmp_path, "level_start") if row["level"] == 1]
+    (end,) = [row["t_ns"] for row in events(tmp_path, "issue_end") if row["level"] == 1]
+    assert len(read_ns) >= (end - start) / 1e9 * 5
+
+
+def test_a_crash_is_an_answer_too_and_the_next_stage_is_measured_on_a_service_started_anew(tmp_path: Path) -> None:
+    write(tmp_path, "until: failure, concurrency: 128, max_tokens: 300", "models: synthetic:kv", "memory_limit: 1GiB")
+    text = (tmp_path / "s.yaml").read_text().replace("duration: 3s}]", "duration: 9s}, {concurrency: 1, requests: 5}]")
+    (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
+    code, err = ladder(tmp_path, **BY_RLIMIT)
+    assert code == 0, err
+    assert (facts(tmp_path)["status"], states(tmp_path)) == ("complete", ["crashed", "healthy"])
+    (back,) = events(tmp_path, "recovery")
+    assert (back["level"], back["state"], back["restarted"], back["back"]) == (0, "crashed", True, True)
+    assert 0 < back["to_port_s"] <= back["to_status_s"] <= back["to_token_s"] < 10
+    evidence = events(tmp_path, "level_end")[0]["target"]["evidence"]
+    assert evidence[0] == "the service's process ended: killed by SIGABRT"
+    assert evidence[-1] == "likely cause: want of memory"
+    assert back["lost"] > 20
+
+
+@pytest.mark.skipif(not cgroups(), reason="no cgroup that limits memory can be made here")
+def test_a_kill_by_the_kernel_is_told_by_its_count(tmp_path: Path) -> None:
+    write(tmp_path, "until: failure, concurrency: 4, max_tokens: 8000", "models: synthetic:kv", "memory_limit: 192MiB")
+    code, err = ladder(tmp_path)
+    assert code == 0, err
+    assert (facts(tmp_path)["status"], states(tmp_path)) == ("complete", ["oom_killed"])
+    assert facts(tmp_path)["memory"]["limit"]["kind"].startswith("cgroup")
+    told = events(tmp_path, "level_end")[0]["target"]["evidence"]
+    assert any("killed for want of memory rose from 0 to " in line for line in told)
+
+
+def test_it_ends_where_it_was_to_climb_to(tmp_path: Path) -> None:
+    write(tmp_path, "until: 100MiB, concurrency: [1, 2, 4], max_tokens: 1500", "models: synthetic:kv")
+    code, err = ladder(tmp_path)
+    assert code == 0, err
+    (left,) = facts(tmp_path)["not_run"]
+    assert left["rule"] == "memory_limit"
+    assert left["because"].endswith(" of 100 MiB to climb to")
+
+
+@pytest.mark.parametrize("words", [("--model", "synthetic:tiny"), ()], ids=["embedded", "elsewhere"])
+async def test_a_host_with_less_than_the_floor_is_not_loaded_at_all(tmp_path: Path, words: tuple[str, ...]) -> None:
+    write(tmp_path, "until: 90%, floor: 4096GiB, concurrency: [1, 2], max_tokens: 8")
+    server = await serve(Script(first_token_ms=1, gap_ms=1))
+    try:
+        where = words or ("--endpoint", server.base_url)
+        code, _, err = await ended(await started("run", "s.yaml", "--out", "out", *where, cwd=tmp_path))
+        asked = len(server.records)
+    finally:
+        await server.close()
+    assert code == 94, err  # nothing was measured
+    (left,) = facts(tmp_path)["not_run"]
+    assert (left["rule"], left["after_level"]) == ("memory_floor", None)
+    assert "less than the floor of 4.1e+03 GiB" in left["because"]
+    assert events(tmp_path, "level_start") == []
+    assert asked == (0 if words else 1)  # the canary
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_guard_cuts_a_rung_that_takes_what_the_host_needs(tmp_path: Path, workers: str) -> None:
+    """The rung would take 2 GiB, and the floor lies 1 GiB below what there is."""
+    floor_mib = (psutil.virtual_memory().available >> 20) - 1024
+    if floor_mib < 2048:
+        pytest.skip("the machine has too little memory for this")
+    asks = f"until: failure, floor: {floor_mib}MiB, concurrency: [16, 17], max_tokens: 8000"
+    write(tmp_path, asks, "models: synthetic:kv")
+    code, err = ladder(tmp_path, "--workers", workers)
+    assert "Traceback" not in err
+    assert code in (0, 94), err
+    (left,) = facts(tmp_path)["not_run"]
+    assert (left["rule"], left["after_level"], left["levels"]) == ("memory_floor", 0, [1])
+    (end,) = events(tmp_path, "level_end")
+    assert not end["complete"] and end["target"]["state"] == "healthy"
+    cut = [row for row in rows(tmp_path / "out" / "samples.jsonl") if row["phase"] == "load"]
+    assert {(row["outcome"], row["detail"]) for row in cut} == {("censored", "given up: memory_floor")}
+    assert len(cut) == 16
+
+
+async def test_ctrl_c_ends_a_rung(tmp_path: Path) -> None:
+    write(tmp_path, "until: failure, concurrency: 2, max_tokens: 8000", "models: synthetic:kv")
+    process = await started("run", "s.yaml", "--out", "out", cwd=tmp_path)
+    await eventually(lambda: bool(events(tmp_path, "level_start")))
+    process.send_signal(signal.SIGINT)
+    code, _, err = await ended(process)
+    assert code == 130, err
+    assert facts(tmp_path)["status"] == "interrupted"
+
+
+async def test_the_memory_of_another_host_comes_from_its_probe(tmp_path: Path) -> None:
+    write(tmp_path, "until: 90%, concurrency: [1, 2], max_tokens: 300")
+    server = await serve(Script(first_token_ms=1, gap_ms=5))
+    probe = await started("probe", "--listen", "127.0.0.1:0", "--pid", str(os.getpid()))
+    try:
+        assert probe.stdout is not None
+        line = (await probe.stdout.readline()).decode()
+        url = next(word for word in line.split() if word.startswith("http"))
+        words = ("--endpoint", server.base_url, "--set", f"target_probe={url}")
+        code, _, err = await ended(await started("run", "s.yaml", "--out", "out", *words, cwd=tmp_path))
+    finally:
+        probe.kill()
+        await probe.communicate()
+        await server.close()
+    assert code == 0, err
+    memory = facts(tmp_path)["memory"]
+    assert (memory["source"], memory["because"], memory["cost_share"]) == ("probe", None, None)
+    assert abs(memory["clock"]["drift_ns"]) < 1e9
+    ours = psutil.Process().memory_info().rss
+    assert all(row["rss_bytes"] > ours / 2 for row in events(tmp_path, "memory"))  # ours, and our children's
+    assert summary(tmp_path / "out")["levels"][0]["target"]["rss_bytes"]["peak"] > 10 * MIB
+
+
+async def test_a_probe_that_does_not_answer_is_an_error_before_anything_is_asked(tmp_path: Path) -> None:
+    write(tmp_path, "until: 90%, concurrency: 1, max_tokens: 8")
+    server = await serve(Script(first_token_ms=1, gap_ms=1))
+    try:
+        words = ("--endpoint", server.base_url, "--set", "target_probe=http://127.0.0.1:9", "--quiet")
+        code, _, err = await ended(await started("run", "s.yaml", "--out", "out", *words, cwd=tmp_path))
+        assert not server.records
+    finally:
+        await server.close()
+    assert (code, err.count("\n")) == (3, 1) and "127.0.0.1:9" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kind_of_limit_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "until: failure", "models: synthetic:tiny")
+    code, err = ladder(tmp_path, LOADBENCH_MEMORY_LIMIT_KIND="ulimit")
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        "loadbench: LOADBENCH_MEMORY_LIMIT_KIND: expected RLIMIT_DATA, got ulimit",
+    )
+
+
+@pytest.mark.parametrize(
+    ("shown", "told"),
+    [
+        (None, "target 512 MiB"),
+        (MemoryShown(600 * MIB, 8192 * MIB, "host", 4096 * MIB), "target 600 MiB"),
+        (MemoryShown(600 * MIB, 1024 * MIB, "limit", 4096 * MIB), "target 600 MiB of the limit's 1 GiB"),
+        (
+            MemoryShown(7800 * MIB, 8192 * MIB, "host", 400 * MIB, near=True),
+            "target 7.62 GiB of the host's 8 GiB · host 400 MiB left",
+        ),
+    ],
+)
+def test_the_live_view_tells_how_near_the_end_is_and_how_often_it_was_started_anew(
+    shown: MemoryShown | None, told: str
+) -> None:
+    progress = Progress(
+        "s", (LevelProgress("2 users", "m:1"),), 0, "load", 1.0, target_rss_bytes=512 * MIB, memory=shown, restarts=2
+    )
+    assert current_line(progress).endswith(f"0 in flight · {told} · restarted 2 times")
