@@ -213,7 +213,7 @@ async def _measure(shape: Trial, seconds: float, view: View, folder: Path) -> tu
     watch.start()
     try:
         watch.expect(levels, stream=True)
-        async with Shard(folder, clock, time.time_ns(), lambda: None) as shard:
+        async with Shard(folder, clock, time.time_ns()) as shard:
             watch.shard = shard
             events = await _try(shard, watch, EVENTS, levels[0])
             requests = await _try(shard, watch, REQUESTS, levels[1])

@@ -10,7 +10,7 @@ import heapq
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,31 @@ class Planned:
     slots: int = 0
     served_s: float = 0.5
     served_cv: float = 0.3
+    memory: Held | None = None
+    state: str | None = None
+    evidence: tuple[str, ...] = ()
+    stage: int = 0
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the target holds before a level, at most in it and after it; of ``figure``.
+
+    While it issues, readings go evenly from ``before`` to ``peak``, with noise of ``noise`` bytes; every
+    reading has ``also``, the last of all ``at_end`` too. ``mark``: there is a high-water mark. With ``settles_s`` they
+    go there exponentially.
+    """
+
+    before: int
+    peak: int
+    after: int
+    figure: str = "rss_bytes"
+    mark: bool = True
+    noise: int = 0
+    also: dict[str, Any] = field(default_factory=dict)
+    at_end: dict[str, Any] = field(default_factory=dict)
+    settles_s: float | None = None
 
 
 def write_run(path: Path, levels: Sequence[Planned], *, seed: int = 1, status: str = "complete", **facts: Any) -> Path:
@@ -62,7 +87,12 @@ def write_run(path: Path, levels: Sequence[Planned], *, seed: int = 1, status: s
     with (path / "samples.jsonl").open("wb") as samples, (path / "histograms.hlog").open("w", encoding="ascii") as hlog:
         writer = HlogWriter(hlog, STARTED_NS)
         for seq in range(2):
-            samples.write(_line(_answer(replace(levels[0], fails=0.0), 0, "warmup", seq, now_ns, 1, randomness)))
+            warm = _answer(replace(levels[0], fails=0.0), 0, "warmup", seq, now_ns, 1, randomness)
+            if levels[0].slots and (sent_ns := warm.sent_ns) is not None:
+                last_ns = sent_ns + int(levels[0].served_s * 1e9)
+                first_ns = (3 * sent_ns + last_ns) // 4
+                warm = warm._replace(first_token_ns=first_ns, last_token_ns=last_ns, done_ns=last_ns)
+            samples.write(_line(warm))
         for index, level in enumerate(levels):
             start_ns, end_ns = now_ns, now_ns + round(level.duration_s * 1e9)
             made = list(_samples(level, index, start_ns, end_ns, randomness))
@@ -150,7 +180,8 @@ def _samples(level: Planned, index: int, start_ns: int, end_ns: int, randomness:
         return
     seq = 0
     ready_ns = [start_ns + user * 1_000_000 for user in range(level.load.concurrency)]
-    while min(ready_ns) < end_ns:
+    once = level.load.concurrency if isinstance(level.load, Closed) and level.load.ask else None
+    while min(ready_ns) < end_ns and seq != once:
         user = ready_ns.index(min(ready_ns))
         busy = level.load.concurrency
         sample = _answer(level, index, "load", seq, ready_ns[user], busy, randomness, start_ns)._replace(user=user)
@@ -188,7 +219,8 @@ def _answer(
 ) -> Sample:
     """One request with ``busy`` in flight in a level that began at ``start_ns``."""
     kind = level.kinds[seq % len(level.kinds)]
-    tokens = TOKENS * (1 + level.kinds.index(kind))
+    ask = level.load.ask if isinstance(level.load, Closed) else None
+    tokens = TOKENS * (1 + level.kinds.index(kind)) if ask is None else ask.max_tokens
     shared = max(1.0, busy / level.batches)
     waits = FIRST_NS * (1 if level.batches == 1 else 8) if busy > level.batches else FIRST_NS
     first_ns = int(waits * (shared if level.batches == 1 else 1.0) * randomness.lognormvariate(0, 0.1))
@@ -215,7 +247,7 @@ def _answer(
         detail=None if good else "Could not allocate the key-value cache buffer",
         http_status=200,
         finish_reason="length" if good else None,
-        input_tokens=40 if good else None,
+        input_tokens=(40 if ask is None else ask.input_tokens) if good else None,
         output_tokens=tokens if good else None,
         token_source=level.token_source if good else None,
         chunks=tokens if level.stream and good else 0,
@@ -269,17 +301,25 @@ def _events(
             "client_cpu_s": t_ns / 1e10,
             "loop_lag_max_ns": 400_000,
         }
+    if level.memory:
+        yield from _readings(level.memory, index, start_ns, end_ns)
     yield {"t_ns": end_ns, "event": "issue_end", "level": index, "reason": "duration"}
     died = level.fails == 1.0
+    held = level.memory
+    figures = {} if held is None else {"memory": _border(held)}
+    evidence = level.evidence or (("a canary failed: http_5xx",) if died else ("a canary answered in 0.21 s",))
     yield {
         "t_ns": drained_ns,
         "event": "level_end",
         "level": index,
-        "complete": True,
+        "complete": level.complete,
         "target": {
-            "state": "degraded" if died else "healthy",
-            "evidence": ["a canary failed: http_5xx"] if died else ["a canary answered in 0.21 s"],
-            "rss_bytes": {"before": 120 * MIB, "peak": 140 * MIB, "after": level.rss_after},
+            "state": level.state or ("degraded" if died else "healthy"),
+            "evidence": [*evidence],
+            "rss_bytes": {"before": 120 * MIB, "peak": 140 * MIB, "after": level.rss_after}
+            if held is None
+            else {"before": held.before, "peak": held.peak, "after": held.after},
+            **figures,
         },
         "client": {
             "cpu_s": 1.2,
@@ -294,6 +334,27 @@ def _events(
             "in_flight_ns": in_flight_ns,
             "rss_bytes": 71 * MIB,
         },
+    }
+
+
+def _readings(held: Held, index: int, start_ns: int, end_ns: int) -> Iterator[dict[str, Any]]:
+    """One a second."""
+    randomness = random.Random(index)
+    for t_ns in range(start_ns, end_ns, 1_000_000_000):
+        share = (t_ns - start_ns) / (end_ns - start_ns)
+        if held.settles_s:
+            share = 1 - math.exp(-(t_ns - start_ns) / 1e9 / held.settles_s)
+        bytes_held = round(held.before + share * (held.peak - held.before) + randomness.gauss(0, held.noise))
+        said = {held.figure: bytes_held} | held.also
+        yield {"t_ns": t_ns, "event": "memory", "level": index, "phase": "load", **said}
+
+
+def _border(held: Held) -> dict[str, Any]:
+    mark = {"peak_rss_bytes": held.peak} if held.mark and held.figure == "rss_bytes" else {}
+    return {
+        "before": {held.figure: held.before} | held.also,
+        "peak": {held.figure: held.peak} | mark | held.also,
+        "after": {held.figure: held.after} | held.also | held.at_end,
     }
 
 
@@ -349,7 +410,7 @@ def _facts(levels: Sequence[Planned], status: str, end_ns: int) -> dict[str, Any
         "levels": [
             {
                 "index": index,
-                "stage": 0,
+                "stage": level.stage,
                 "model": level.model,
                 "load": level.load.as_json(),
                 "duration_s": level.duration_s,

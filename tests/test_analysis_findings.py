@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from loadbench.analysis.findings import NotRun
 from loadbench.analysis.rundir import read
 from loadbench.analysis.summarise import so_far, summarise
+from loadbench.errors import UsageError
 from loadbench.records import Closed, Leg, Open
 from tests import rundirs
 from tests.rundirs import Planned, write_run
@@ -27,7 +29,7 @@ def edit_facts(path: Path, **facts: Any) -> dict[str, Any]:
 
 
 def test_the_levels_that_ended_are_told_while_the_next_is_running(tmp_path: Path) -> None:
-    cut = so_far(rundirs.torn(tmp_path / "cut"))
+    cut = so_far(rundirs.torn(tmp_path / "cut"), {0, 1})
     whole = summarise(read(rundirs.closed_ladder(tmp_path / "whole"))).levels
     assert [level.index for level in cut] == [0]
     assert cut[0].latency_ms == whole[0].latency_ms
@@ -38,12 +40,12 @@ def test_before_a_level_has_ended_there_is_none(tmp_path: Path) -> None:
     path = rundirs.closed_ladder(tmp_path, status="running")
     for name in ("samples.jsonl", "telemetry.jsonl", "histograms.hlog"):
         (path / name).unlink()
-    assert so_far(path) == ()
+    assert so_far(path, {0}) == ()
 
 
 def test_the_shards_of_several_workers_count_before_they_are_merged(tmp_path: Path) -> None:
     path = rundirs.open_loop(tmp_path, status="running", workers=2)
-    merged = so_far(path)
+    merged = so_far(path, {0})
     lines = (path / "samples.jsonl").read_bytes().splitlines(keepends=True)
     for shard in (0, 1):
         folder = path / "shards" / str(shard)
@@ -51,10 +53,24 @@ def test_the_shards_of_several_workers_count_before_they_are_merged(tmp_path: Pa
         (folder / "samples.jsonl").write_bytes(b"".join(lines[shard::2]))
     (path / "samples.jsonl").write_bytes(b"")
     shutil.move(path / "histograms.hlog", path / "shards" / "0" / "histograms.hlog")
-    apart = so_far(path)
+    apart = so_far(path, {0})
     assert [level.requests for level in apart] == [level.requests for level in merged]
     assert [level.latency_ms for level in apart] == [level.latency_ms for level in merged]
     assert [level.road for level in apart] == [level.road for level in merged]
+
+
+def test_a_level_that_ended_is_told_without_reading_what_came_before_it(tmp_path: Path) -> None:
+    levels = [Planned(Closed(8), duration_s=900.0, batches=8), Planned(Closed(4), batches=4), Planned(Closed(2))]
+    path = write_run(tmp_path, levels, status="running")
+    whole = summarise(read(path)).levels
+    lines = (path / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "samples.jsonl").write_bytes(b"".join([b'{"level": 0}\n', *lines]))
+    with pytest.raises(UsageError):
+        so_far(path, {0})
+    last = so_far(path, {1, 2})
+    assert [(level.index, level.requests, level.latency_ms) for level in last] == [
+        (level.index, level.requests, level.latency_ms) for level in whole[1:]
+    ]
 
 
 # What a rule left out

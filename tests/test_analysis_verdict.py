@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -214,14 +215,25 @@ def test_sharing_the_processor_is_told_with_where_it_ends_and_what_company_costs
 def test_batching_is_told_with_its_gain_and_where_the_queue_begins(ladder: Summary) -> None:
     said = says(ladder, capacity=(findings.capacity(BATCHED, "batches", up_to=4),))
     assert "It batches up to 4: throughput grows 2.7-fold from 166 tok/s at 1 user to 444 at 4 and not beyond" in said
-    assert "; from 4 on further users queue (first token 239 ms → 481 ms)." in said
+    assert "; beyond 4 further users queue (first token 239 ms → 481 ms)." in said
 
 
 def test_one_at_a_time_and_in_turns_are_told_apart(ladder: Summary) -> None:
     assert "It serves one at a time: " in says(ladder, capacity=(findings.capacity(FLAT, "serves_one_at_a_time"),))
     in_turns = says(ladder, capacity=(findings.capacity(FLAT, "shares_in_turns", up_to=4),))
     assert "It works on 4 at a time, which share the processor: " in in_turns
-    assert "; from 4 on further users queue (" in in_turns
+    assert "; beyond 4 further users queue (" in in_turns
+
+
+def test_further_users_queue_where_a_queue_was_seen_and_else_slow_each_other_down(ladder: Summary) -> None:
+    found = findings.capacity(BATCHED, "batches", up_to=4)
+    all_served = replace(found, points=tuple(replace(point, in_service=point.load) for point in found.points))
+    assert "; beyond 4 further users slow each other down (" in says(ladder, capacity=(all_served,))
+    not_told = replace(found, points=tuple(replace(point, in_service=None) for point in found.points))
+    assert "beyond 4 " not in says(ladder, capacity=(not_told,))
+    assert "beyond 8 " not in says(ladder, capacity=(replace(found, up_to=8),))
+    between = replace(found, up_to=3)
+    assert "; beyond 3 further users queue (" in says(ladder, capacity=(between,))
 
 
 def test_what_is_not_saturated_says_how_much_the_last_step_gained_and_what_to_do(ladder: Summary) -> None:
@@ -231,7 +243,25 @@ def test_what_is_not_saturated_says_how_much_the_last_step_gained_and_what_to_do
         ladder, capacity=(rising,), ladders=climbing
     )
     assert "gained 62%: try more users." in says(ladder, capacity=(rising,))
+    ended = NotRun(findings.MODEL, 0, 3, "slo", "the SLO is missed", ("16 users",))  # a higher end would not be reached
+    assert "gained 62%: try more users." in says(ladder, capacity=(rising,), ladders=climbing, not_run=(ended,))
+    assert "gained 62%: try more users." in says(as_probes(ladder), capacity=(rising,), ladders=climbing)
     assert "queue in the app" not in says(ladder, capacity=(rising,))
+
+
+def test_where_the_knee_is_undecided_users_beyond_those_worked_on_are_to_queue(ladder: Summary) -> None:
+    knee = replace(findings.estimate("knee", 8.0), result="undecided")
+    found = findings.capacity(BATCHED, "batches", up_to=4, estimates=(knee,))
+    assert "Beyond 4 users queue in the app" in says(ladder, capacity=(found,))
+
+
+def test_the_levels_that_were_left_out_are_named_in_the_table_and_not_in_the_paragraph(ladder: Summary) -> None:
+    why = "of 2 loads none can be counted, and it takes 2; left out: 1 user (the client was the limit)"
+    found = findings.capacity({1: 150.0, 2: 148.0}, None, because=why, saturated=None)
+    unseen = replace(found, points=tuple(replace(point, firm=False) for point in found.points))
+    said = says(ladder, capacity=(unseen,))
+    assert "What it carries is undecided: of 2 loads none can be counted, and it takes 2." in said
+    assert "left out" not in said
 
 
 def test_an_undecided_nature_gives_its_reason_and_no_advice(ladder: Summary) -> None:
@@ -248,8 +278,59 @@ def test_levels_of_few_requests_are_left_out_of_the_throughput_that_is_told(ladd
 
 
 def test_falling_past_the_peak_is_told(ladder: Summary) -> None:
-    found = findings.capacity({1: 100.0, 2: 200.0, 4: 122.0}, "batches", up_to=2, falls_to=0.61)
-    assert "Past its peak it degrades: at 4 users throughput is 61% of the best." in says(ladder, capacity=(found,))
+    rates = {1: 100.0, 2: 200.0, 4: 122.0}
+    said = says(ladder, capacity=(findings.capacity(rates, "batches", up_to=2, falls_to=0.61),))
+    went = "throughput is 100 tok/s at 1 user, 200 at 2, and 122 at 4, 61% of the best"
+    assert f"It batches up to 2 and degrades past that: {went}" in said
+    assert "Past its peak" not in said
+    unnamed = findings.capacity(rates, None, falls_to=0.61)
+    assert "Past its peak it degrades: at 4 users throughput is 61% of the best." in says(ladder, capacity=(unnamed,))
+
+
+def test_what_still_gains_while_some_queue_is_not_said_to_take_them_all(ladder: Summary) -> None:
+    rising = {1: 100.0, 2: 200.0, 4: 300.0}
+    found = findings.capacity(rising, "scales", up_to=3, saturated=None, last_gain=0.5)
+    said = says(ladder, capacity=(found,))
+    assert "It works on 3 of 4 users at once, the others queue: throughput is 100 tok/s at 1 user" in said
+    assert "The last step up still gained 50%, though some queue already: measure 3 users too, or more than 4." in said
+    assert "Not saturated" not in said
+
+
+def test_from_which_load_on_requests_are_rejected_is_told_with_their_share(ladder: Summary) -> None:
+    asked = ladder.levels[2].requests
+    refused = replace(asked, ok=asked.attempted - 10, failed={"http_5xx": 10})
+    levels = (*ladder.levels[:2], replace(ladder.levels[2], requests=refused), *ladder.levels[3:])
+    found = findings.capacity(BATCHED, "batches", up_to=4, rejects_from=4.0)
+    share = f"{10 / asked.attempted:.0%}"
+    said = says(replace(ladder, levels=levels), capacity=(found,))
+    assert f"From 4 users on it rejects requests instead of queueing them: {share} of those at 4 users." in said
+
+
+def test_loads_are_named_by_the_requests_that_the_knee_goes_by_though_tokens_are_told(ladder: Summary) -> None:
+    """At 4 users answers are longer by chance: more tokens, and no more requests."""
+    found = findings.capacity({1: 100.0, 2: 390.0, 4: 400.0}, "batches", up_to=2)
+    served = zip(found.points, (1.0, 4.1, 4.0), strict=True)
+    points = tuple(replace(point, per_s=per_s) for point, per_s in served)
+    said = says(ladder, capacity=(replace(found, points=points, estimates=(findings.estimate("knee", 2.0),)),))
+    assert "throughput grows 3.9-fold from 100 tok/s at 1 user to 390 at 2 and not beyond" in said
+
+
+def test_a_level_that_was_cut_short_is_not_said_to_keep_up(tmp_path: Path) -> None:
+    summary = told(rundirs.open_loop(tmp_path))
+    kept = replace(summary.levels[0], road=Road("steady", "in flight stayed"))
+    assert "It keeps up with 2/s poisson." in of(findings.with_levels(summary, (kept,))).text
+    assert "keeps up" not in of(findings.with_levels(summary, (replace(kept, complete=False),))).text
+
+
+def test_prompts_without_a_fixed_cost_and_users_who_add_next_to_nothing_are_not_told_of(ladder: Summary) -> None:
+    reading = replace(findings.phases().prefill, fixed_ms=-69.0)
+    said = says(ladder, phases=(findings.phases(prefill=reading),))
+    assert "reading the prompt goes at 1,450 tokens/s (" in said.lower()
+    assert "plus" not in said
+    few = replace(findings.phases().decode, slope_ms_interval_95=None)
+    assert "ach further user adds 4.1 ms to every token" in says(ladder, phases=(findings.phases(decode=few),))
+    flat = replace(few, fixed_ms=5.0, slope_ms=0.02)
+    assert "further user adds" not in says(ladder, phases=(findings.phases(decode=flat),))
 
 
 def test_estimators_that_disagree_are_shown_each_with_its_number(ladder: Summary) -> None:
@@ -288,12 +369,37 @@ def test_the_advice_is_for_the_target_at_hand(ladder: Summary, kind: str, nature
 def test_a_rate_that_is_kept_up_with_and_one_that_is_not(tmp_path: Path) -> None:
     summary = told(rundirs.open_loop(tmp_path))
     kept = replace(summary.levels[0], road=Road("steady", "in flight stayed"))
-    over = replace(findings.over(summary.levels[1]), throughput=summary.levels[1].throughput | {"requests_per_s": 2.3})
+    over = replace(summary.levels[1], road=Road("over_capacity", "in flight grew", 12.0, 3.0, 1.1, 2.3))
     said = of(findings.with_levels(summary, (kept, over))).text
     assert "It keeps up with 2/s poisson and is over capacity at 3/s poisson, where it gives 2.3/s." in said
     assert "At 3/s poisson more came than went from 12 s on, so its latencies only say how long the level was." in said
     assert "At 2/s poisson the first token comes " in said
     assert "At 3/s poisson the first token comes " not in said
+
+
+def test_a_level_that_left_at_once_did_so_from_its_start_on(tmp_path: Path) -> None:
+    summary = told(rundirs.open_loop(tmp_path))
+    over = replace(summary.levels[1], road=Road("over_capacity", "in flight grew", 0.07, 3.0, 1.1, 2.3))
+    assert (
+        "At 3/s poisson more came than went from its start on, so " in of(findings.with_levels(summary, (over,))).text
+    )
+
+
+@pytest.mark.parametrize(
+    ("worked_off_s", "said"),
+    [
+        (10.2, "the queue was worked off at 10.2 s."),
+        (99.0, "the queue was worked off at 99 s, when no more came."),
+        (None, "the queue was not worked off."),
+    ],
+)
+def test_whether_it_came_back_after_a_rush_is_told(tmp_path: Path, worked_off_s: float | None, said: str) -> None:
+    legs = (Leg("hold", 2.0, 2.0, 10.0), Leg("spike", 9.0, 9.0, 5.0), Leg("hold", 2.0, 2.0, 15.0))
+    summary = told(write_run(tmp_path, [Planned(Open(95 / 30, legs=legs), duration_s=30.0)]))
+    road = Road("steady", "", most_in_flight=135, most_at_s=6.862, worked_off_s=worked_off_s)
+    (level,) = summary.levels
+    verdict = of(findings.with_levels(summary, (replace(level, road=road),))).text
+    assert f"at most 135 were in flight, 6.86 s after its start; {said}" in verdict
 
 
 def test_of_many_rates_only_the_highest_that_holds_has_its_latency_told(tmp_path: Path) -> None:
@@ -350,6 +456,10 @@ def test_a_search_without_an_answer_says_why(ladder: Summary) -> None:
     rate = replace(findings.search("undecided"), unit="1/s")
     assert "The highest rate within the SLO: undecided" in says(ladder, searches=(rate,))
     assert "No load keeps the SLO: so it went." in says(ladder, searches=(findings.search("none"),))
+    least = findings.search("none", probes=(findings.probe(0, 20.0, "fail", -0.4),))
+    assert "Not even the lowest load keeps the SLO: so it went. Lower the stage's lowest load" in says(
+        ladder, searches=(least,)
+    )
     assert "Raise the stage's highest load" in says(ladder, searches=(findings.search("unbounded"),))
 
 
@@ -402,6 +512,14 @@ def test_a_ladder_that_the_slo_ends_fails_only_by_its_lowest_rung(ladder: Summar
     assert "The SLO holds up to 2 users and is missed from 4 users on (TTFT p95 is 600 ms, the limit 300 ms)." in said
 
 
+def test_a_ladder_that_the_slo_does_not_end_fails_only_by_its_lowest_rung_too(ladder: Summary) -> None:
+    beyond = climbing(ladder, ("pass", "pass", "fail", "fail"), "over_capacity")
+    assert code_of(beyond) == 99
+    assert code_of(replace(beyond, ladders=(Ladder(0, ("over_capacity",), climbs=True),))) == 0
+    below = climbing(ladder, ("fail", "pass", "pass", "pass"))
+    assert code_of(replace(below, ladders=(Ladder(0, (), climbs=True),))) == 99
+
+
 def test_a_rung_where_errors_end_the_ladder_does_not_make_the_run_invalid(ladder: Summary) -> None:
     rejecting = [replace(x, requests=replace(x.requests, ok=x.requests.attempted // 4)) for x in ladder.levels[-1:]]
     broken = findings.with_levels(ladder, [*ladder.levels[:-1], *rejecting])
@@ -421,11 +539,36 @@ def test_which_stages_are_ladders_is_read_from_the_scenario_as_it_is_saved() -> 
     assert {"slo", "error_rate", "degraded"} <= set(with_slo.rules)
     assert "gain" not in with_slo.rules
     assert "slo" not in without.rules
+    assert with_slo.climbs
+
+
+@pytest.mark.parametrize(
+    ("stage", "climbs"),
+    [
+        ({"rate": {"from": "1/s", "to": "8/s", "factor": 2}, "stop": False}, [True]),
+        ({"concurrency": "1..8"}, [True]),
+        ({"concurrency": [1, 8], "stop": {"gain": "5%"}}, [False]),
+        ({"rate": {"from": "1/s", "to": "8/s"}, "duration": "5s"}, []),
+    ],
+)
+def test_a_ladder_climbs_whichever_rules_it_has_and_a_list_does_not(stage: dict[str, Any], climbs: list[bool]) -> None:
+    saved = Stage.model_validate(stage).model_dump(mode="json", by_alias=True)
+    assert [found.climbs for found in ladders({"stages": [saved]})] == climbs
 
 
 def test_the_line_about_an_exit_code_names_what_failed(ladder: Summary) -> None:
     missed = climbing(ladder, ("pass", "pass", "pass", "fail"), "gain")
-    assert why(replace(missed, verdict=of(missed)), 99) == "SLO missed: ttft.p95 at level 3"
+    assert why(replace(missed, verdict=of(missed)), 99) == "SLO missed: ttft.p95 at 8 users"
+    again = replace(missed, levels=(*missed.levels, replace(missed.levels[3], index=4)))
+    assert "ttft.p95 at 8 users (level 3), ttft.p95 at 8 users (level 4)" in why(again, 99)
+    several = replace(missed, levels=(replace(missed.levels[0], model="other:1"), *missed.levels[1:]))
+    assert why(several, 99) == "SLO missed: ttft.p95 at 8 users of synthetic-edge:1"
     reason = replace(ladder, status="target_died", reason="it was killed")
     assert why(reason, 93) == "target died: it was killed"
     assert "0 of 285 requests failed (none failed, a gate had too few)" in why(ladder, 94)
+
+
+def test_a_run_that_was_cut_off_is_invalid_for_that_and_not_for_its_requests(tmp_path: Path) -> None:
+    cut = told(rundirs.torn(tmp_path))
+    assert exit_code(cut) == 94
+    assert why(cut, 94) == f"result invalid: the run was cut off when 1 of {cut.levels_planned} levels had ended"

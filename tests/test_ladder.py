@@ -1,10 +1,12 @@
 """When a ladder stops, rule by rule, on levels as the report tells them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from loadbench.analysis.ladder import stop_after
+from loadbench.analysis.stats import FLOORS
 from loadbench.analysis.summary import ClosedLoad, Level, OpenLoad, Road, ShapedLoad, SloClause
 from loadbench.records import Closed, Leg
 from loadbench.scenario.shapes import StopRules
@@ -59,7 +61,7 @@ def replace_gain(share: float | None) -> StopRules:
 def test_losing_is_gaining_nothing(level: Level) -> None:
     assert stop_after(RULES, ladder(level, 32, 64, 60, 50), 0.0) == (
         "gain",
-        "throughput gained under 5% twice in a row: -6.2% at 4 users and -16.7% at 8 users",
+        "throughput gained under 5% twice in a row: −6.2% at 4 users and −16.7% at 8 users",
     )
 
 
@@ -119,6 +121,15 @@ def test_a_missed_slo_ends_it_where_it_is_firm(level: Level) -> None:
     assert stop_after(RULES, [replace(level, slo=(undecided,))], 0.0) is None
 
 
+def test_an_slo_missed_beyond_doubt_ends_it_though_requests_are_few(tmp_path: Path) -> None:
+    few = told(tmp_path, planned(Closed(8), 5.0), Machine(slots=1), {"ttft": {"p90": "300ms"}})
+    assert few.requests.ok < FLOORS["p90"]
+    rule, because = stop_after(RULES, [few], 0.0) or ("", "")
+    assert rule == "slo"
+    assert because.startswith("the SLO is missed at 8 users: TTFT p90: at least ")
+    assert because.endswith(" requests took longer than 300 ms")
+
+
 def test_too_many_failures_end_it(level: Level) -> None:
     failing = replace(level, requests=replace(level.requests, attempted=60, ok=48))
     found = stop_after(RULES, [failing], 0.0)
@@ -129,20 +140,20 @@ def test_too_many_failures_end_it(level: Level) -> None:
 def test_an_open_loop_over_its_capacity_ends_it(level: Level) -> None:
     over = replace(at_rate(level, 8.0, 4.0), road=Road("over_capacity", "4 more in flight every second"))
     found = stop_after(RULES, [over], 0.0)
-    assert found == ("over_capacity", "8/s poisson is over capacity: 4 more in flight every second")
+    assert found == ("over_capacity", "over capacity: 4 more in flight every second")
     assert stop_after(RULES, [replace(over, road=Road("undecided", "short"))], 0.0) is None
 
 
 def test_a_target_that_is_not_well_ends_it(level: Level) -> None:
     found = stop_after(RULES, [replace(level, target=replace(level.target, state="wedged"))], 0.0)
-    assert found == ("degraded", "the target was wedged after 1 user")
+    assert found == ("degraded", "the target was wedged after it")
     assert stop_after(RULES, [replace(level, target=replace(level.target, state=None))], 0.0) is None
 
 
 def test_the_time_of_a_stage_ends_it(level: Level) -> None:
     timed = RULES.model_copy(update={"time_s": 600.0})
     assert stop_after(timed, [level], 599.0) is None
-    assert stop_after(timed, [level], 612.0) == ("time", "the stage has had its 600 s: 612 s")
+    assert stop_after(timed, [level], 612.0) == ("time", "the stage has taken 612 s, and its time is 600 s")
 
 
 def test_the_gravest_is_told_and_rules_that_are_off_are_not_held(level: Level) -> None:

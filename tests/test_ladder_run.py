@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -79,6 +80,19 @@ async def test_a_ladder_ends_when_its_steps_gain_nothing_and_the_next_stage_is_r
     assert "not_run" not in {caution["about"] for caution in summary(tmp_path / "out")["cautions"]}
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_the_line_of_a_level_that_ended_has_the_rates_of_the_report(tmp_path: Path, workers: str) -> None:
+    write(tmp_path, "stages: [{concurrency: 20, duration: 2s}]", "slo: {error_rate: 100%}")
+    async with scripted(**FOUR_AT_ONCE, queue_limit=4) as server:  # of twenty at once, 12 are told to come again
+        _, _, err = await run(tmp_path, server, "--workers", workers)
+    (line,) = [line for line in err.splitlines() if line.startswith("level 0 ended: ")]
+    shown = {unit: float(value.replace(",", "")) for value, unit in re.findall(r"([\d.,]+) (req/s|tok/s|failed)", line)}
+    (level,) = summary(tmp_path / "out")["levels"]
+    assert shown["failed"] == level["requests"]["attempted"] - level["requests"]["ok"] > 0
+    assert shown["req/s"] == pytest.approx(level["throughput"]["requests_per_s"], rel=0.05)
+    assert shown["tok/s"] == pytest.approx(level["throughput"]["output_tokens_per_s"], rel=0.05)
+
+
 async def test_a_list_is_run_to_its_end_however_little_it_gains(tmp_path: Path) -> None:
     write(tmp_path, "stages: [{concurrency: [2, 4, 8, 16], requests: 30}]")
     async with scripted(slots=1) as server:
@@ -102,6 +116,26 @@ async def test_a_stage_whose_time_is_up_leaves_out_the_rest_for_each_model(tmp_p
         ("two:1", "time", [4, 5]),
     ]
     assert err.count("2 and 3 users were not run") == 2
+
+
+async def test_the_time_of_a_stage_ends_the_level_that_is_running_and_those_after_it(tmp_path: Path) -> None:
+    write(tmp_path, "stages: [{concurrency: [1, 2, 3], requests: 5000, stop: {time: 1500ms}}]")
+    async with scripted() as server:
+        code, _, err = await run(tmp_path, server)
+    assert code == 0, err
+    (level,) = summary(tmp_path / "out")["levels"]
+    assert (level["ended_by"], level["complete"]) == ("time", True)
+    assert level["window_s"] + (level["warmup_trimmed_s"] or 0.0) == pytest.approx(1.5, abs=0.2)
+    (left,) = facts(tmp_path)["not_run"]
+    assert (left["rule"], left["levels"]) == ("time", [1, 2])
+
+
+async def test_no_level_is_begun_in_the_last_second_of_a_stage(tmp_path: Path) -> None:
+    write(tmp_path, "stages: [{concurrency: [1, 2], duration: 300ms, stop: {time: 1s}}]")
+    async with scripted() as server:
+        code, _, err = await run(tmp_path, server)
+    assert code == 0, err
+    assert [(left["rule"], left["levels"]) for left in facts(tmp_path)["not_run"]] == [("time", [1])]
 
 
 async def test_a_ladder_of_several_processes_is_judged_before_their_files_are_together(tmp_path: Path) -> None:
@@ -217,6 +251,47 @@ def test_a_search_without_an_slo_is_refused_in_one_line_that_says_what_to_add(tm
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("find", "flags", "refused"),
+    [
+        ("max-rate", ("--concurrency", "1..4"), "--concurrency: expected --rate 1/s..32/s, or neither, beside --find"),
+        ("max-concurrency", ("--rate", "5/s"), "--rate: expected --concurrency 1..64, or neither, beside --find"),
+        ("max-rate", ("--rate", "5/s"), "--rate: expected two loads to search between, 1/s..32/s, beside --find"),
+        ("max-rate", ("--requests", "5"), "--requests: expected none beside --find"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_flag_that_a_search_would_ignore_is_refused(
+    tmp_path: Path, command: str, find: str, flags: tuple[str, ...], refused: str
+) -> None:
+    write(tmp_path, WITHIN)
+    done = loadbench(command, "s.yaml", "--find", find, *flags, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"loadbench: {refused}")
+
+
+def test_check_tells_what_a_search_would_do(tmp_path: Path) -> None:
+    write(tmp_path, "stages: [{over_time: [{hold: 2/s, for: 5s}]}, {concurrency: 4}]", WITHIN)
+    words = ("check", "s.yaml", "--find", "max-concurrency", "--concurrency", "1..64", "--duration", "5s")
+    done = loadbench(*words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = done.stdout.splitlines()
+    within = "the largest load within the SLO from 1 user to 64 users, as near as 5 % or one user"
+    assert f"Search    max-concurrency: {within}" in told
+    assert "SLO       ttft.p90 ≤ 22ms" in told
+    probes = "5s and at least 71 requests, but no longer than 1m; the answer is confirmed with twice that"
+    assert f"Probes    {probes}" in told
+    # 16 and twice 3 minutes, and 19 drains of 3 s
+    assert told[-1] == "At most 16 probes and 3 confirmations: no longer than 22:57, with their drains."
+
+
+def test_check_refuses_a_search_without_an_slo(tmp_path: Path) -> None:
+    write(tmp_path, "stages: [{concurrency: 2}]")
+    done = loadbench("check", "s.yaml", "--find", "max-rate", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "expected an slo in s.yaml" in done.stderr
+
+
 def test_a_search_takes_its_bounds_and_its_manner_from_the_first_stage_of_its_loop(tmp_path: Path) -> None:
     lines = (
         "stages:",
@@ -242,12 +317,16 @@ def test_a_search_takes_its_bounds_and_its_manner_from_the_first_stage_of_its_lo
         ("{ttft: {p50: 1s}}", 55),
         ("{e2e: {p99: 9s}, ttft: {p50: 1s}}", 729),
         ("{gap: {p99: 1s}}", 105),  # of the 7 gaps of each answer, 662
-        ("{error_rate: 1%}", 130),
+        ("{error_rate: 5%}", 130),
+        ("{error_rate: 1%}", 300),  # none of 299 fails at 1 % by chance in 5 of 100
+        ("{ttft: {p95: 1s}, goodput: 99%}", 300),
+        ("{error_rate: 0.01%}", 1000),
     ],
 )
 def test_a_probe_has_enough_requests_for_the_strictest_percentile(tmp_path: Path, slo: str, requests: int) -> None:
     loaded = load_scenario(write(tmp_path, f"slo: {slo}"))
-    assert sought("max-rate", loaded).like.min_requests == requests
+    assert sought("max-concurrency", loaded).like.min_requests == requests
+    assert sought("max-rate", loaded).like.min_requests == 3 * requests
 
 
 def test_a_search_without_a_stage_of_its_loop_has_bounds_of_its_own(tmp_path: Path) -> None:

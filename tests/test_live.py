@@ -91,7 +91,7 @@ def test_the_frame_shows_done_levels_the_current_one_with_a_bar_and_those_to_com
     head, heading, done, current, *to_come, now, failures, message = frame(PROGRESS)
     assert head == "edge  0:20, about 0:40 left"
     assert heading.split() == ["load", "req/s", "tok/s", "TTFT", "p50", "p95", "failed"]
-    assert done.split() == ["✓", "1", "users", "5.93", "190", "11.2", "ms", "14.3", "ms", "–"]
+    assert done.split() == ["■", "1", "users", "5.93", "190", "11.2", "ms", "14.3", "ms", "–"]
     assert re.fullmatch(r" ▶ 2 users +6\.01 +192 +22\.2 ms +31\.0 ms +2  (━+)(╌+)", current)
     assert current.count("━") == current.count("╌")
     assert [line.split() for line in to_come] == [["·", "4", "users"], ["·", "8", "users"]]
@@ -206,7 +206,7 @@ def test_a_search_says_what_came_of_each_level() -> None:
     assert [(line.split()[0], line.split()[-1]) for line in shown] == [
         ("✓", "passes"),
         ("✗", "fails"),
-        ("✓", "undecided"),
+        ("?", "undecided"),
     ]
     assert max(map(len, shown)) <= 80
 
@@ -233,7 +233,7 @@ def test_what_is_good_is_shown_beside_what_failed() -> None:
 
 def test_a_search_is_told_in_words_and_its_levels_are_not_counted_down() -> None:
     (line,) = lines(replace(PROGRESS, levels=LEVELS, search=SEARCH, remaining_s=None))
-    assert line.startswith("0:20 level 2 · 2 users")
+    assert line.startswith("0:20 level 1 · 2 users")
     assert line.endswith(" · search: 8 passes, 16 fails, next 11, about 6 probes · random weights")
 
 
@@ -245,7 +245,7 @@ def test_plain_lines_come_once_an_interval_however_often_the_view_is_updated() -
 def test_a_plain_line_tells_where_the_run_is_in_one_line() -> None:
     (line,) = lines(replace(PROGRESS, levels=LEVELS))
     assert line == (
-        "0:20 level 2/4 · 2 users · load · 2 in flight · target 512 MiB · 6.01 req/s · 192 tok/s"
+        "0:20 level 1, 2 to come · 2 users · load · 2 in flight · target 512 MiB · 6.01 req/s · 192 tok/s"
         " · TTFT p50 22.2 ms p95 31.0 ms · 2 failed · about 0:40 left · random weights"
     )
 
@@ -254,8 +254,22 @@ def test_each_level_that_ended_gets_its_line_once() -> None:
     told = lines(PROGRESS, PROGRESS, replace(PROGRESS, elapsed_s=21.0), interval_s=60.0)
     ended = [line for line in told if "ended" in line]
     assert ended == [
-        "level 1/4 ended: synthetic-edge:1 · 1 users · 5.93 req/s · 190 tok/s · TTFT p50 11.2 ms p95 14.3 ms · 0 failed"
+        "level 0 ended: synthetic-edge:1 · 1 users · 5.93 req/s · 190 tok/s · TTFT p50 11.2 ms p95 14.3 ms · 0 failed"
     ]
+
+
+def test_levels_that_a_rule_left_out_are_not_to_come() -> None:
+    (line,) = lines(replace(PROGRESS, levels=(*LEVELS[:3], replace(LEVELS[3], left_out=True))))
+    assert line.startswith("0:20 level 1, 1 to come · 2 users")
+    (last,) = lines(replace(PROGRESS, levels=LEVELS, current=3))
+    assert last.startswith("0:20 level 3 · 8 users")
+
+
+def test_what_a_search_makes_of_a_level_is_told_once_when_it_is_known() -> None:
+    searched = replace(PROGRESS, search=SEARCH)
+    failed = replace(searched, levels=(replace(DONE, result="fail"), *LEVELS[1:]))
+    told = lines(searched, searched, failed, failed, interval_s=60.0)
+    assert [line for line in told if line.startswith("level 0")][1:] == ["level 0 · 1 users · fails"]
 
 
 def test_plain_lines_are_free_of_control_characters() -> None:

@@ -85,7 +85,7 @@ async def test_what_the_engine_itself_cuts_short_is_dropped_or_censored(tmp_path
     mix = PromptMix(Scenario.model_validate({"prompts": [{"name": "chat", "text": "hello"}]}), tmp_path)
     async with (
         faking(faults=("total_deadline",)) as server,
-        Shard(tmp_path, Clock(), time.time_ns(), lambda: None) as shard,
+        Shard(tmp_path, Clock(), time.time_ns()) as shard,
     ):
         shard.talk_to(wire_to(server.port))
         await shard.measure(level(Open(200.0, "constant"), None, requests=8, max_in_flight=2), mix, drain_s=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,25 @@ def test_each_model_has_its_own(tmp_path: Path) -> None:
     write_run(tmp_path, [ONE, Planned(Closed(2), model="phi:1")])
     found = summarise(read(tmp_path)).phases
     assert [(one.model, one.prefill.levels) for one in found] == [("synthetic-edge:1", (0,)), ("phi:1", (1,))]
+
+
+def test_prompts_whose_tokens_take_longer_the_more_there_are_make_no_line(tmp_path: Path) -> None:
+    """Attention is quadratic: a line through it would begin at -30 ms."""
+
+    def change(line: dict[str, Any]) -> None:
+        tokens = 50 + 35 * (line["seq"] % 100)
+        line.update(
+            input_tokens=tokens, first_token_ns=line["sent_ns"] + int((2 + 0.002 * tokens + 2e-6 * tokens**2) * 1e6)
+        )
+
+    found = phases(tmp_path, ONE, change=change).prefill
+    assert found.slope_ms is None
+    assert re.match(r"no line describes it: the best is \d+% off at 50 to \d+ input tokens", found.not_told or "")
+
+
+def test_four_levels_make_a_line_whose_interval_is_not_told(tmp_path: Path) -> None:
+    """Of slopes through four points the 95 % hold the truth in 92, through three in 68."""
+    few = phases(tmp_path / "few", *(Planned(Closed(users)) for users in (1, 2, 4, 8)))
+    assert (few.decode.not_told, few.decode.slope_ms_interval_95) == (None, None)
+    enough = phases(tmp_path / "enough", *(Planned(Closed(users)) for users in (1, 2, 4, 8, 16)))
+    assert enough.decode.slope_ms_interval_95 is not None

@@ -110,6 +110,14 @@ def test_an_undecided_estimate_says_undecided_and_why(ladder: Summary, monkeypat
     assert re.match(r"saturated +undecided", rows[3])
 
 
+def test_an_open_loop_has_no_saturation_as_it_gives_what_is_asked_for(
+    ladder: Summary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = replace(ladder.capacity[0], loop="open", nature=None, saturated=True, last_gain=None)
+    rows = rows_of(console(replace(ladder, capacity=(opened,)), 120, monkeypatch), "capacity, open loop")
+    assert not [row for row in rows if row.startswith("saturated")]
+
+
 def test_in_report_md_every_finding_links_to_the_rows_of_its_levels(searched: Summary) -> None:
     report = markdown_text(searched, {})
     anchors, targets = links(report)

@@ -72,8 +72,8 @@ def test_a_run_on_the_embedded_service_ends_with_every_file_and_says_what_it_mea
     document = summary(folder / "out")
     jsonschema.validate(document, orjson.loads((ROOT / "loadbench/schemas/summary.schema.json").read_bytes()))
     assert [level["load"] for level in document["levels"]] == [
-        {"kind": "closed", "concurrency": 1, "legs": []},
-        {"kind": "closed", "concurrency": 2, "legs": []},
+        {"kind": "closed", "concurrency": 1, "legs": [], "ask": None},
+        {"kind": "closed", "concurrency": 2, "legs": [], "ask": None},
     ]
     for level in document["levels"]:
         assert level["requests"] == {"attempted": 12, "ok": 12, "failed": {}}
@@ -157,8 +157,10 @@ def test_requests_given_up_do_not_hurt_the_service(folder: Path) -> None:
     assert level["target"]["state"] == "healthy"
 
 
-async def test_the_service_killed_mid_level_ends_the_run_and_keeps_what_was_measured(folder: Path) -> None:
-    write(folder, "stages: [{concurrency: [2, 4], duration: 60s}]")
+async def test_the_service_killed_mid_level_ends_the_run_that_is_to_stop_and_keeps_what_was_measured(
+    folder: Path,
+) -> None:
+    write(folder, "stages: [{concurrency: [2, 4], duration: 60s}]", "on_target_death: stop")
     process = await started("run", "s.yaml", "--model", "synthetic:tiny", "--out", "out", cwd=folder)
     samples = folder / "out" / "samples.jsonl"
     await eventually(lambda: sum(row["phase"] == "load" for row in rows(samples)) > 20)
@@ -391,7 +393,7 @@ async def test_an_exit_code_that_is_not_0_has_one_line_that_says_why(folder: Pat
     async with scripted(faults=("http_5xx@4",)) as server:
         words = ("run", "s.yaml", "--out", "missed", "--endpoint", server.base_url, "--quiet", "--set", "canary=false")
         code, _, err = await ended(await started(*words, cwd=folder))
-    assert (code, err) == (99, "loadbench: SLO missed: error_rate at level 0\n")
+    assert (code, err) == (99, "loadbench: SLO missed: error_rate at 1 user\n")
 
 
 # What the user does wrong: one line, the right exit code, nothing left behind

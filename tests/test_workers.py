@@ -166,7 +166,7 @@ async def test_a_worker_that_hangs_is_killed_and_makes_the_run_invalid(
     monkeypatch.setattr("loadbench.engine.crew.SILENCE_S", 1.0)
     clock = Clock()
     scenario = Scenario.model_validate({"prompts": [{"name": "a", "text": "one"}], "request": {"max_tokens": 4}})
-    async with scripted() as server, Crew(tmp_path, clock, 0, lambda: None) as crew:
+    async with scripted() as server, Crew(tmp_path, clock, 0) as crew:
         crew.talk_to(wire_to(server.port))
         await crew.hire(2, scenario.public_json(), tmp_path)
         level = asyncio.create_task(crew.measure(whole(Closed(4)), PromptMix(scenario, tmp_path), 2.0))
@@ -183,7 +183,7 @@ async def test_what_is_good_is_counted_over_workers_as_the_report_counts_it(tmp_
     clock = Clock()
     slo = {"ttft": {"p50": "1ms", "p95": "20ms"}, "e2e": {"p95": "10s"}}
     scenario = Scenario.model_validate({"prompts": [{"name": "a", "text": "one"}], "slo": slo})
-    async with scripted(first_token_jitter_ms=40) as server, Crew(tmp_path, clock, 0, lambda: None) as crew:
+    async with scripted(first_token_jitter_ms=40) as server, Crew(tmp_path, clock, 0) as crew:
         crew.talk_to(wire_to(server.port))
         await crew.hire(2, scenario.public_json(), tmp_path)
         await asyncio.wait_for(crew.measure(whole(Closed(8)), PromptMix(scenario, tmp_path), 2.0), 30)
@@ -215,7 +215,7 @@ async def test_a_level_that_a_worker_cannot_measure_ends_the_run_with_the_reason
     clock = Clock()
     scenario = Scenario.model_validate({"prompts": [{"name": "a", "text": "one"}]})
     trace = Trace("gone.jsonl", "0" * 64, None, 1.0, 5, 5.0)
-    async with scripted() as server, Crew(tmp_path, clock, 0, lambda: None) as crew:
+    async with scripted() as server, Crew(tmp_path, clock, 0) as crew:
         crew.talk_to(wire_to(server.port))
         await crew.hire(2, scenario.public_json(), tmp_path)
         level = whole(Open(1.0, "trace", trace=trace))
