@@ -135,7 +135,12 @@ def test_a_firm_result_outranks_what_was_undecided_at_the_same_load() -> None:
 
 def test_the_estimate_lies_within_what_passed_and_what_failed() -> None:
     """The fit goes through means, and may cross the limit beyond a load that failed."""
-    told = [(12, "pass", 0.5), (13, "fail", -0.01), (13.5, "pass", 0.4), (14, "fail", -0.5)]
+    told: list[tuple[float, Result, float]] = [
+        (12, "pass", 0.5),
+        (13, "fail", -0.01),
+        (13.5, "pass", 0.4),
+        (14, "fail", -0.5),
+    ]
     probes = [Probe(i, load, "probe", result, margin, None, "") for i, (load, result, margin) in enumerate(told)]
     found = conclude(RATE, "m:1", probes, False)
     assert (found.passed, found.failed) == (12, 13)

@@ -54,7 +54,13 @@ def test_most_failed_is_no_pass_however_fast_the_others_were() -> None:
     slo = {"ttft": {"p90": "300ms"}}
     assert of(slo, FAST, MOSTLY_FAILED) == ("fail", "720 of 868 requests failed")
     assert of(slo, NONE, Requests(40, 0, {"http_5xx": 40})) == ("fail", "40 of 40 requests failed")
-    assert of(slo, FAST, Requests(200, 148, {"http_5xx": 52})) == ("pass", None)
+
+
+def test_more_failed_than_a_percentile_leaves_out_is_no_pass_once_chance_is_ruled_out() -> None:
+    slo = {"ttft": {"p90": "300ms"}}
+    assert of(slo, FAST, Requests(200, 148, {"http_5xx": 52})) == ("fail", "52 of 200 requests failed")
+    assert of(slo, FAST, Requests(165, 148, {"http_5xx": 17})) == ("pass", None)
+    assert of(slo, FAST, Requests(200_000, 100_000, {"http_5xx": 100_000}))[0] == "fail"
 
 
 def test_an_slo_that_says_how_many_may_fail_is_taken_at_its_word() -> None:

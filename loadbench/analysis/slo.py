@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -120,15 +119,25 @@ def _missed(seen: Distribution, percentile: str, limit_ms: float) -> str | None:
 
 def _chance(least: int, n: int, share: float) -> float:
     """The probability of at least so many of ``n`` when each is one with this probability (binomial, exact)."""
-    return sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(least, n + 1))
+    from scipy.special import bdtrc
+
+    return float(bdtrc(least - 1, n, share))
 
 
 def _broke(slo: Slo, requests: Requests, state: str | None) -> str | None:
-    """Why nothing of a level passes: a target not healthy after it, or most failed and no share is asked for."""
+    """Why nothing of a level passes: a target not healthy after it, or too many failed where no share is asked for.
+
+    A request that failed took for ever: where more did than the highest percentile leaves out, beyond doubt, that one
+    is infinite. Whoever states an error rate or a goodput has said himself how many may.
+    """
     if state not in (None, "healthy"):
         return f"the target was {state} after it"
-    if requests.ok < requests.attempted / 2 and slo.error_rate is None and slo.goodput is None:
-        return f"{requests.attempted - requests.ok:,} of {requests.attempted:,} requests failed"
+    failed, attempted = requests.attempted - requests.ok, requests.attempted
+    if not failed or slo.error_rate is not None or slo.goodput is not None:
+        return None
+    most = 1 - max(PERCENTILES[percentile] for _, percentile, _ in slo.limits())
+    if failed > attempted / 2 or (failed > most * attempted and _chance(failed, attempted, most) < SURE):
+        return f"{failed:,} of {attempted:,} requests failed"
     return None
 
 

@@ -229,10 +229,10 @@ class _Worker:
                 self.counters = Counters.from_json(said["counters"])
             if said["answer"] != "counters":
                 self._answers.put_nowait(said)
-        self._answers.put_nowait(None)
         code = await self._process.wait()
         if not self._ending:
             self._on_death(self._index, self._end or f"died: {describe_exit(code)}")
+        self._answers.put_nowait(None)  # after the reason is known: whoever waits for an answer then asks for it
 
     async def end(self) -> None:
         """Let it close its files and go; by force if it does not."""
