@@ -28,25 +28,14 @@ from loadbench.analysis import estimates, rundir, summarise
 from loadbench.analysis.findings import Capacity
 from loadbench.analysis.search import Bounds
 from loadbench.records import Closed, Level
-from tests.played import Machine, play, searched, write
+from tests.played import Machine, Usl, play, searched, shared, write
 
 HERE = Path(__file__).parent
 RIGHT_SHARE = 0.95
 WITHIN = 0.1
 ALONE_S = 0.5
 LADDER = (1, 2, 4, 8, 16, 32, 64)
-CONTENTION, COHERENCY = 0.02, 0.01
-
-
-def shared(n: int) -> float:
-    return 1 / n
-
-
-def crosstalk(n: int) -> float:
-    """The Universal Scalability Law: its throughput peaks at √((1 - σ) / κ) = 9.9."""
-    return 1 / (1 + CONTENTION * (n - 1) + COHERENCY * n * (n - 1))
-
-
+CROSSTALK = Usl(0.02, 0.01)  # its peak: 9.9
 USERS = Bounds("max-concurrency", 1, 256, 0.05)
 
 
@@ -106,17 +95,18 @@ def slowed(speed: Callable[[int], float], limit_s: float) -> int:
 
 def kinds() -> tuple[Kind, ...]:
     """The limits leave at least ten users within them, so that one user is no more than a tenth."""
-    peak, rates = math.sqrt((1 - CONTENTION) / COHERENCY), Bounds("max-rate", 2.0, 32.0, 0.05)
+    peak, rates = CROSSTALK.peak, Bounds("max-rate", 2.0, 32.0, 0.05)
     one, turns, errors = Machine(1), Machine(speed=shared), {"error_rate": "5%"}
-    worse, single = Machine(speed=crosstalk), Machine(1, first_s=0.01, rest_s=0.04)
-    slow, slows = Machine(1, first_s=0.2, rest_s=0.6), Machine(speed=shared, first_s=0.2, rest_s=0.6)
+    worse, single = Machine(speed=CROSSTALK), Machine(1, service_s=0.05)
+    slow = Machine(1, service_s=0.8, first_share=0.25)
+    slows = replace(slow, slots=None, speed=shared)
     return (
         Kind("1 slot", one, "serves_one_at_a_time", 1, p95(16), queued(1, 16)),
         Kind("4 slots", Machine(4), "batches", 4, p95(7), queued(4, 7)),
         Kind("16 slots", Machine(16), "batches", 16, p95(6), queued(16, 6), requests=3000),
         Kind("never saturates", Machine(), "scales", None, p95(6), None),
         Kind("shares the processor", turns, "shares_the_processor", 1, p95(15.7), slowed(shared, 15.7)),
-        Kind("worse past its peak", worse, "batches", peak, p95(7), slowed(crosstalk, 7), "usl_peak", falls=True),
+        Kind("worse past its peak", worse, "batches", peak, p95(7), slowed(CROSSTALK, 7), "usl_peak", falls=True),
         Kind("4 slots, refuses beyond 4 waiting", Machine(4, queue=4), "batches", 4, errors, 8, rejects=16),
         Kind("1 slot, 0.8 s in 15 s", slow, "serves_one_at_a_time", 1, None, None, seconds=15, unsure=True),
         Kind("shares, 0.8 s in 15 s", slows, "shares_the_processor", 1, None, None, seconds=15, unsure=True),

@@ -20,6 +20,7 @@ One path, five rooms::
     platform.py  what differs between operating systems
     runner.py    the order of things; course.py decides what is measured next, journal.py keeps run.json
     vigil.py     watches the target's memory beside the run; aftermath.py sees to a target that has died
+    afresh.py    a process of its own for each rung of a memory ladder
     progress.py  tells the live view where the run is
     calibrate.py what the client can take on this machine, and how far its stamps are off
     cli.py       words and exit codes

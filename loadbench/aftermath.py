@@ -134,7 +134,9 @@ class Site:
 async def bring_back(site: Site, asked: str, canary: Callable[[Resolved], Awaitable[Sample]]) -> Recovery:
     """Start it anew if it is ours, and time its way back. Ends early when the run is to end."""
     target, vigil, crew = site.target, site.vigil, site.crew
-    since_ns, limit_s = crew.clock.now_ns(), recovery.LIMIT_S
+    noticed_ns, limit_s = crew.clock.now_ns(), recovery.LIMIT_S
+    # What a level's last requests, its canary and the evidence took belongs to the outage, too.
+    since_ns = max(crew.recorder.last_token_ns, crew.counters().last_token_ns) or noticed_ns
     before = None if vigil.before is None else vigil.before.rss_bytes
 
     async def restart_and_wait() -> Recovery:
@@ -149,6 +151,7 @@ async def bring_back(site: Site, asked: str, canary: Callable[[Resolved], Awaita
             canary,
             crew.clock,
             since_ns=since_ns,
+            noticed_ns=noticed_ns,
             ttft_before_ms=site.canaries.usual_ms,
             rss_before_bytes=before,
             limit_s=limit_s,

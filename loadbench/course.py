@@ -31,7 +31,7 @@ from loadbench.scenario.memory import MemoryLadder
 from loadbench.scenario.schema import Slo
 from loadbench.scenario.stage import DEFAULT_DURATION, Stage
 from loadbench.scenario.units import DURATION
-from loadbench.vigil import FLOOR, Vigil
+from loadbench.vigil import FLOOR, LIMIT, Vigil
 
 if TYPE_CHECKING:
     from loadbench.analysis import summary
@@ -50,6 +50,8 @@ MARGIN = 1.1  # more requests than the percentile's floor: some fail, some are l
 MOST_FOR_SHARES = 1000  # requests, for an error rate of 0.3 %; of a smaller one the probe says that it hardly tells it
 LONGEST_S, LONGEST_TIMES = 60.0, 3  # a probe may take, or so many times the stage's duration
 LEAST_S = 1.0  # left of a stage's time: with less no level of it is begun any more
+NOT_STARTED = "not_started"
+STARVED = "a canary failed: out_of_memory"  # in the evidence of a target that is degraded for want of memory
 PROBES = 1 << 20  # part of a probe's seed: no stage has this number
 
 
@@ -162,6 +164,14 @@ def _requests_for(slo: Slo, max_tokens: int) -> int:
     return max(firm, min(told, MOST_FOR_SHARES))
 
 
+def ask_whether_memory_shows(stages: Sequence[Stage], vigil: Vigil) -> None:
+    """UsageError for a ladder to so much memory where nobody can say how much is held."""
+    for number, stage in enumerate(stages):
+        if stage.memory is not None and (why := vigil.cannot_tell(stage.memory)):
+            where, got = f"stages[{number}].memory.until", stage.memory.until
+            raise UsageError(f"{where}: expected failure, or a target whose memory can be read ({why}), got {got}")
+
+
 class Course:
     """The levels of one model after the other; each is decided when the one before it is through.
 
@@ -192,6 +202,9 @@ class Course:
                 yield level if left_s == math.inf else replace(level, at_most_s=left_s)
                 done, left = mine[:place], mine[place:]
                 over = None if stage.memory is None else self._rung_ends(stage.memory)
+                if stage.memory is not None and over is not None:
+                    self._leave_out(level, left, *over)
+                    break
                 if left and stage.stop is not None:
                     over = await self._ask(_stop_after, stage.stop, done, self._since_s(begun_ns))
                 if left and over is not None:
@@ -212,15 +225,20 @@ class Course:
     def _rung_ends(self, ladder: MemoryLadder) -> tuple[str, str] | None:
         """The rule by which this rung of a memory ladder was the last, and why."""
         found = self.found
-        if self._vigil.cut is not None:
-            return FLOOR, self._vigil.cut
-        if found is not None and (failed := found.failed.get("out_of_memory")):
+        if found is None:  # it was not run
+            return None
+        if failed := found.failed.get("out_of_memory"):
             told = f"{count(failed, 'request')} failed for want of memory, and the target is {found.state}"
             return "memory_failure", told
-        if found is not None and found.state != "healthy":
-            return "memory_failure", f"the target is {found.state}: {'; '.join(found.evidence)}"
+        if found.state != "healthy":
+            told = f"the target is {found.state}: {'; '.join(found.evidence)}"
+            if found.state != "degraded" or any(STARVED in line for line in found.evidence):
+                return "memory_failure", told
+            return self._vigil.cut or ("target_degraded", told)
+        if self._vigil.cut is not None:
+            return self._vigil.cut
         reached = self._vigil.reached(ladder)
-        return None if reached is None else ("memory_limit", reached)
+        return None if reached is None else (LIMIT, reached)
 
     async def search(self, search: Sought, model: str) -> AsyncGenerator[Level]:
         """Probes until the search is over; each is planned, and written down as planned, when it is its turn."""
@@ -257,13 +275,19 @@ class Course:
             await self._crew.rest(seconds)
             self._watch.say(None)
 
+    def cannot_begin(self, rung: Level, because: str) -> None:
+        """Leave out a rung for which there was no fresh process."""
+        self.found = None
+        self._leave_out(None, [rung], NOT_STARTED, because)
+
     def _leave_out(self, after: Level | None, left: Sequence[Level], rule: str, because: str) -> None:
         """A rule ends a stage, after no level of it at all: write down which levels are not run, and say it."""
         skipped = [level.index for level in left]
+        of = after or left[0]
         self._journal.facts["not_run"].append(
             {
-                "model": left[0].model,
-                "stage": left[0].stage,
+                "model": of.model,
+                "stage": of.stage,
                 "after_level": None if after is None else after.index,
                 "rule": rule,
                 "because": because,
@@ -273,9 +297,12 @@ class Course:
         self._journal.write("running")
         self._watch.leave_out(skipped)
         were = "was" if len(left) == 1 else "were"
-        titles = f"{_titles([level.load for level in left])} {were} not run"
+        titles = f"; {_titles([level.load for level in left])} {were} not run" if left else ""
+        if rule == NOT_STARTED:
+            self._watch.note(f"{_titles([level.load for level in left])} was not run: {because}")
+            return
         where = "before its first rung" if after is None else f"after {load_title(after.load)}"
-        self._watch.note(f"stopped the ladder {where}: {because}; {titles}")
+        self._watch.note(f"stopped the ladder {where}: {because}{titles}")
 
 
 def _titles(loads: Sequence[Load]) -> str:

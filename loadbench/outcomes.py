@@ -83,6 +83,17 @@ OUTCOMES: dict[str, Outcome] = {
 }
 
 
+_STARVED = re.compile(r"Resource temporarily unavailable", re.IGNORECASE)
+
+
+def is_starved(text: str) -> bool:
+    """Whether an error text speaks of memory if there is a limit at which allocations fail, and else of who knows what.
+
+    No thread can be started then either, for want of its stack. Elsewhere that may mean a limit of threads.
+    """
+    return _STARVED.search(text) is not None
+
+
 def classify(text: str, otherwise: str) -> str:
     """Name the outcome that an error text speaks of, or ``otherwise`` where no row recognises it."""
     for row in OUTCOMES.values():

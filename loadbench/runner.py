@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadbench.afresh import outcome_of, start_afresh
 from loadbench.aftermath import Canaries, Found, Site, TargetDiedError, bring_back, first_ms, record
-from loadbench.course import Course, Sought, sought
+from loadbench.course import Course, Sought, ask_whether_memory_shows, sought
 from loadbench.engine.crew import Crew, workers_wanted
 from loadbench.engine.exchange import Wire
 from loadbench.engine.merge import merge_shards
@@ -29,11 +30,15 @@ from loadbench.scenario.prompts import PromptMix
 from loadbench.target.containment import RLIMIT_DATA
 from loadbench.target.models import Resolved
 from loadbench.target.recovery import Recovery
+from loadbench.target.state import DEADLINES
 from loadbench.target.target import Target
 from loadbench.vigil import Vigil
 
 LIMIT_KIND_VARIABLE = "LOADBENCH_MEMORY_LIMIT_KIND"
 """RLIMIT_DATA holds the embedded service by that though a cgroup could be made: to see allocations fail, not kills."""
+
+SURE = DEADLINES | {"ok", "connect_refused", "connection_lost", "out_of_memory"}
+"""After a rung no second canary would say otherwise; one that got a 503 says nothing of memory."""
 
 MOST_DEATHS = 2  # of a model's levels in a row; the third would not be the one that it survives
 
@@ -148,6 +153,8 @@ class Run:
             try:
                 async with vigil:
                     journal.facts["memory"] = vigil.facts()
+                    if self._sought is None:
+                        ask_whether_memory_shows(self.scenario.stages, vigil)
                     await self._measure_models(Site(target, crew, vigil, Canaries(crew)), models)
             except TargetDiedError as died:
                 death = str(died)
@@ -215,14 +222,22 @@ class Run:
         last = await self._try_out(site, model, row, mix, first)
         await self._hire(crew, [self._sought.highest] if self._sought is not None else levels, last)
         self.journal.write("running")
-        course, deaths = Course(self.journal, self._watch, crew, site.vigil), 0
+        course, deaths, stillborn = Course(self.journal, self._watch, crew, site.vigil), 0, 0
         async with contextlib.aclosing(self._steps(course, model.id, levels)) as steps:
             async for level in steps:
                 if crew.stop_reason is not None:  # in a rest
                     return
                 ladder = self._ladder_of(level)
-                if ladder is not None and target.foundry is not None:
-                    await self._start_afresh(site, place, level)
+                if target.foundry is not None and (ladder is not None or site.gone):
+                    self._watch.say("starting the service afresh for the rung")
+                    why = await start_afresh(site, self.scenario.models[place], level, self._wire)
+                    self._watch.say(None)
+                    stillborn = 0 if why is None else stillborn + 1
+                    if why is not None and (ladder is None or stillborn == MOST_DEATHS):
+                        raise TargetError(why)
+                    if why is not None:
+                        course.cannot_begin(level, why)
+                        continue
                 course.found = found = await self._measure_level(site, mix, level, ladder)
                 if not found.dead:
                     deaths = 0
@@ -255,14 +270,20 @@ class Run:
         return all((other.model, other.stage) == place for other in self._levels[level.index :])
 
     async def _goes_on(self, site: Site, place: int, level: Level, found: Found, deaths: int) -> bool:
-        """Whether the model is measured on after a death; TargetDiedError where the run ends with it."""
-        if self.scenario.on_target_death == "stop" or site.crew.stop_reason is not None:
+        """Whether the model is measured on after a death; TargetDiedError where the run ends with it.
+
+        What to do at a death is not said of one that the ladder was climbed for.
+        """
+        ladder, policy = self._ladder_of(level), self.scenario.on_target_death
+        if ladder is not None and ladder.until_failure:
+            policy = "restart"
+        if policy == "stop" or site.crew.stop_reason is not None:
             search = "" if self._sought is None else ", which ends the search"
             raise TargetDiedError(found.told(level).replace(": ", f"{search}: ", 1))
         back = await self._bring_back(site, place, level, found)
         if site.crew.stop_reason is not None or (back.to_status_s is None and site.target.foundry is None):
             raise TargetDiedError(f"{found.told(level)}; {back.told()}")
-        return back.back and deaths < MOST_DEATHS and self.scenario.on_target_death == "restart"
+        return back.back and deaths < MOST_DEATHS and policy == "restart"
 
     async def _bring_back(self, site: Site, place: int, level: Level, found: Found) -> Recovery:
         """How the target came to serve the model again; it is in the telemetry, too."""
@@ -280,20 +301,6 @@ class Run:
         record(crew, self._watch, level, found, restarted, back)
         self._watch.say(None)
         return back
-
-    async def _start_afresh(self, site: Site, place: int, level: Level) -> None:
-        """A process of its own for each rung: one that has given memory back keeps it for its next use."""
-        self._watch.say("starting the service afresh for the rung")
-        await site.restart()
-        model = await site.target.load(await site.target.resolve(self.scenario.models[place]))
-        site.talk_to(model, self._wire(site.target, model))
-        canary = await site.canaries.send(level.index)
-        if canary.outcome != "ok":
-            raise TargetError(f"{model.id}: a canary failed in a fresh process: {_outcome(canary)}")
-        await site.vigil.renew()
-        text = "a fresh process, the model loaded and one canary answered"
-        site.crew.recorder.event(self.journal.clock.now_ns(), "note", level=level.index, text=text)
-        self._watch.say(None)
 
     async def _hire(self, crew: Crew, levels: list[Level], last: Sample) -> None:
         """Start the load processes that ``--workers`` asks for; ``auto``: as many as the calibrated ceiling wants."""
@@ -316,7 +323,7 @@ class Run:
         canary = last = await site.canaries.send(level)
         if canary.outcome != "ok":
             url = self.journal.facts["endpoint"]["url"]
-            raise TargetError(f"{model.id} at {url}: a canary failed: {_outcome(canary)}")
+            raise TargetError(f"{model.id} at {url}: a canary failed: {outcome_of(canary)}")
         row.update(load_ms=model.load_ms, first_ms=first_ms(canary), status="ok", how=model.how)
         draw = mix.draw(self.scenario.seed)
         for number in range(self.scenario.warmup.requests):
@@ -332,8 +339,7 @@ class Run:
         self._watch.begin(level)
         await vigil.begin(level, ladder)
         began_s = target.cpu_s()
-        # The requests of a rung are all sent at once, and its bound is for their answers: nothing is left to drain.
-        client = await crew.measure(level, mix, self.scenario.drain_s if ladder is None else 0.0)
+        client = await crew.measure(level, mix, self.scenario.drain_s)
         ended_s = target.cpu_s()
         counters = crew.counters()
         attempted, failed = counters.attempted, {name: n for name, n in counters.outcomes.items() if name != "ok"}
@@ -342,8 +348,17 @@ class Run:
         if self.scenario.canary and crew.stop_reason is None:
             self._watch.say("sending a canary")
             canary = await site.canaries.send(level.index)
+            if ladder is not None and canary.outcome not in SURE:
+                canary = await site.canaries.send(level.index)
             self._watch.say(None)
-        state, evidence = await target.state(canary, failed, attempted=attempted, ended_by=crew.reason)
+        told = failed if ladder is None else {name: n for name, n in failed.items() if name != "censored"}  # as planned
+        state, evidence = await target.state(
+            canary,
+            told,
+            attempted=attempted - failed.get("censored", 0) + told.get("censored", 0),
+            ended_by=crew.reason,
+            starved=counters.starved,
+        )
         await vigil.end()
         found = Found(state, evidence, failed)
         crew.recorder.event(
@@ -380,7 +395,3 @@ class Run:
             headers=target.headers,
             extra=request.extra,
         )
-
-
-def _outcome(sample: Sample) -> str:
-    return sample.outcome + (f": {sample.detail}" if sample.detail else "")

@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -32,9 +32,11 @@ CLOSE_NS = 100_000_000
 of a second. Ten readings cost 1.1 % of a core, one 0.15 %."""
 
 EDGE = 0.10
+GPU_BYTES = 64 << 20  # as the analysis: a process that only looks for a device takes less of it
 READ_TIMEOUT_S = 5.0  # a reading takes milliseconds; one that hangs in the kernel must not hold up the run
 
-FLOOR = "memory_floor"
+FLOOR, LIMIT = "memory_floor", "memory_limit"
+BLIND_S = 5.0  # a rung goes on without a reading: at 2 GB/s that is more than the floor of any host
 
 T = TypeVar("T")
 
@@ -43,8 +45,8 @@ class Vigil:
     """Reads once a second, or ten times, for as long as it is entered; `begin` and `end` bracket a level.
 
     Every reading becomes a ``memory`` event of the telemetry. ``before``, ``peak`` and ``after`` are the level's, the
-    peak field by field the worst of it; ``cut`` says why the guard ended it, None where it did not. Figures of a host
-    that nobody reads are None.
+    peak field by field the worst of it; ``cut`` says by which rule the guard ended it and why, None where it did not.
+    Figures of a host that nobody reads are None.
     """
 
     def __init__(self, target: Target, crew: Crew, probe_url: str | None) -> None:
@@ -53,7 +55,7 @@ class Vigil:
         self.before: MemoryFigures | None = None
         self.peak: MemoryFigures | None = None
         self.after: MemoryFigures | None = None
-        self.cut: str | None = None
+        self.cut: tuple[str, str] | None = None
         self._target = target
         self._crew = crew
         token = os.environ.get(PROBE_TOKEN_VARIABLE)
@@ -64,7 +66,7 @@ class Vigil:
         self._pending: asyncio.Future[Any] | None = None
         self._hurry = asyncio.Event()
         self._sampler: asyncio.Task[None] | None = None
-        self._began_ns = crew.clock.now_ns()
+        self._began_ns = self._read_ns = crew.clock.now_ns()
         self._cost_s = 0.0
         self._failed: str | None = None
         self._clocks: dict[str, int] | None = None
@@ -117,7 +119,8 @@ class Vigil:
         """How much the target took at its peak, in words, where that is as much as the ladder climbs to."""
         if self.peak is None:
             return None
-        held, room, _ = self._held(self.peak)
+        peak = self.peak  # what is told is its high-water mark, where there is one
+        held, room, _ = self._held(replace(peak, rss_bytes=max(peak.rss_bytes or 0, peak.peak_rss_bytes or 0) or None))
         if held is None:
             return None
         if ladder.until_bytes is not None and held >= ladder.until_bytes:
@@ -125,6 +128,14 @@ class Vigil:
         if ladder.until_share is not None and room and held >= ladder.until_share * room:
             return f"it took {octets(held)}, {share(held / room)} of {octets(room)}, of {ladder.until} to climb to"
         return None
+
+    def cannot_tell(self, ladder: MemoryLadder) -> str | None:
+        """Why nobody could say that the target holds as much as the ladder climbs to; None where that can be said."""
+        held, room = (None, None) if self.latest is None else self._held(self.latest)[:2]
+        if ladder.until_failure or (held is not None and (room is not None or ladder.until_share is None)):
+            return None
+        facts = self.facts()
+        return facts["because"] or "; ".join(f"{name}: {why}" for name, why in facts["absent"].items()) or "not given"
 
     def rss_bytes(self) -> dict[str, int | None]:
         """``level_end.target.rss_bytes``."""
@@ -164,11 +175,20 @@ class Vigil:
             if self._hurry.is_set():
                 self._hurry.clear()
                 due_ns = clock.now_ns()
-            figures = await self._read()
-            if figures is not None and self._ladder is not None and self.cut is None:
-                self.cut = _below_floor(figures, self._ladder)
-                if self.cut is not None:
-                    self._crew.cut(FLOOR)
+            figures, ladder = await self._read(), self._ladder
+            if ladder is not None and self._crew.start_ns is not None:
+                self.cut = self.cut or self._guard(figures, ladder)
+                if self.cut is not None:  # again and again: a load process may not have begun when it was first told
+                    self._crew.cut(self.cut[0])
+
+    def _guard(self, figures: MemoryFigures | None, ladder: MemoryLadder) -> tuple[str, str] | None:
+        """By which rule the rung must end now, and why. A host that nobody ever read is not guarded."""
+        if figures is None:
+            blind_s = (self._crew.clock.now_ns() - self._read_ns) / 1e9
+            told = f"nobody has read the host for {blind_s:.0f} s"
+            return (FLOOR, told) if self.latest is not None and blind_s >= BLIND_S else None
+        low, reached = _below_floor(figures, ladder), self.reached(ladder)
+        return (FLOOR, low) if low else (LIMIT, reached) if reached else None
 
     def _period_ns(self) -> int:
         close = self._ladder is not None or (self.latest is not None and self._is_near(self.latest))
@@ -179,6 +199,7 @@ class Vigil:
         if figures is None:
             return None
         self.latest, self._crew.target_rss = figures, figures.rss_bytes
+        self._read_ns = self._crew.clock.now_ns()
         self.peak = figures if self.peak is None else _worse(self.peak, figures)
         self._target.saw(figures)
         level, phase = self._crew.place
@@ -216,13 +237,14 @@ class Vigil:
     def _held(self, figures: MemoryFigures) -> tuple[int | None, int | None, str]:
         """What the target takes of what it lives in, how much that is, and what: its GPU, its limit or the host."""
         used = [gpu for gpu in figures.gpus if gpu.process_bytes]
-        if used:
+        if sum(gpu.process_bytes or 0 for gpu in used) >= GPU_BYTES:
             return sum(gpu.process_bytes or 0 for gpu in used), sum(gpu.total_bytes or 0 for gpu in used), "GPU"
-        if figures.cgroup_limit_bytes is not None and figures.cgroup_current_bytes is not None:
-            return figures.cgroup_current_bytes, figures.cgroup_limit_bytes, "limit"
+        # As the analysis counts: a cgroup comes last, since page cache and maybe we are in it too.
+        held = figures.footprint_bytes or figures.private_bytes or figures.rss_bytes or figures.cgroup_current_bytes
         limit = None if self._target.foundry is None else self._target.foundry.limit
-        held = figures.footprint_bytes or figures.private_bytes or figures.rss_bytes
-        return (held, figures.total_bytes, "host") if limit is None else (held, limit.limit_bytes, "limit")
+        given = [None if limit is None else limit.limit_bytes, figures.cgroup_limit_bytes, figures.total_bytes]
+        room = min((size for size in given if size is not None), default=None)
+        return held, room, "host" if room == figures.total_bytes else "limit"
 
     def _is_near(self, figures: MemoryFigures) -> bool:
         """Whether less than a tenth is left of what the target lives in, of a GPU, or of the host."""

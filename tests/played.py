@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,14 +19,14 @@ from loadbench.analysis import rundir, search, summarise
 from loadbench.analysis.findings import Probe, Search
 from loadbench.analysis.summary import Level as Told
 from loadbench.engine.load import Issuing, run_level
-from loadbench.records import Closed, Level, Open, Request, Sample
+from loadbench.records import Closed, Level, Load, Open, Request, Sample
 from loadbench.scenario.arrivals import schedule
 from tests import rundirs
 from tests.virtual import PROMPT, VirtualClock, World, run
 
 TOKENS = 16
-REFUSED_AFTER_S = 0.05
-"""A refusal takes so long: users who are refused at once would ask a million times."""
+REJECTS_AFTER_S = 0.05
+"""A rejection takes so long: users who are rejected at once would ask a million times."""
 
 CHANCES: dict[str, Callable[[random.Random], float]] = {
     "constant": lambda chance: 1.0,
@@ -39,20 +40,50 @@ def alone(n: int) -> float:
     return 1.0
 
 
+def shared(n: int) -> float:
+    """One processor for all."""
+    return 1 / n
+
+
+@dataclass(frozen=True)
+class Usl:
+    """The Universal Scalability Law."""
+
+    contention: float
+    coherency: float
+
+    def __call__(self, n: int) -> float:
+        return 1 / (1 + self.contention * (n - 1) + self.coherency * n * (n - 1))
+
+    @property
+    def peak(self) -> float:
+        """At how many its throughput peaks."""
+        return math.sqrt((1 - self.contention) / self.coherency)
+
+
 @dataclass(frozen=True)
 class Machine:
     """A server that works on up to ``slots`` requests at a time and queues the others, up to ``queue``.
 
-    An answer is ``first_s`` and ``rest_s`` of work, of a request alone; ``speed(n)`` is how fast each of n in service
-    gets on. ``chance`` is how work varies: constant, uniform (by a fifth to either side) or exponential.
+    An answer is ``service_s`` of work, on average and of a request alone, ``first_share`` of it before the first token;
+    ``speed(n)`` is how fast each of n in service gets on. ``chance`` is how work varies: constant, uniform (by a fifth
+    to either side), exponential, or lognormal with this coefficient of variation.
     """
 
     slots: int | None = None
-    first_s: float = 0.1
-    rest_s: float = 0.4
+    service_s: float = 0.5
+    first_share: float = 0.2
     speed: Callable[[int], float] = alone
     queue: int | None = None
-    chance: str = "constant"
+    chance: str | float = "constant"
+    stream: bool = True
+
+    def work_s(self, randomness: random.Random) -> float:
+        """What one request takes alone."""
+        if isinstance(self.chance, str):
+            return self.service_s * CHANCES[self.chance](randomness)
+        spread = math.sqrt(math.log1p(self.chance**2))
+        return self.service_s * randomness.lognormvariate(-(spread**2) / 2, spread)
 
 
 class _Service:
@@ -72,18 +103,18 @@ class _Service:
         machine = self.machine
         if machine.slots is not None and self._active >= machine.slots:
             if machine.queue is not None and len(self._queue) >= machine.queue:
-                await asyncio.sleep(REFUSED_AFTER_S)
+                await asyncio.sleep(REJECTS_AFTER_S)
                 return "http_5xx"
             place = asyncio.get_running_loop().create_future()
             self._queue.append(place)
             await place  # whoever ends hands its slot on
         else:
             self._change(+1)
-        share = CHANCES[machine.chance](self._random)
+        work_s = machine.work_s(self._random)
         begun = self._done_by_now()
-        await self._until(begun + share * machine.first_s)
+        await self._until(begun + work_s * machine.first_share)
         self.first_ns[request.seq] = self.clock.now_ns()
-        await self._until(begun + share * (machine.first_s + machine.rest_s))
+        await self._until(begun + work_s)
         if self._queue:
             self._queue.popleft().set_result(None)
         else:
@@ -134,25 +165,21 @@ def play(level: Level, machine: Machine, drain_s: float = 120.0) -> list[Sample]
         due = schedule(load, None, None, level.seed) if isinstance(load, Open) else iter(())
         prompts = (PROMPT for _ in count())
         await run_level(issuing, world, prompts, due, drain_s=drain_s, on_issue_end=lambda reason: None)
-        return [_streamed(sample, service.first_ns) for sample in world.samples]
+        return [_told(sample, machine, service.first_ns) for sample in world.samples]
 
     return run(main)
 
 
-def _streamed(sample: Sample, first_ns: dict[int, int]) -> Sample:
+def _told(sample: Sample, machine: Machine, first_ns: dict[int, int]) -> Sample:
+    """With what a client sees of the answer."""
     if sample.outcome != "ok":
         return sample
+    sample = sample._replace(output_tokens=TOKENS, token_source="usage")
+    if not machine.stream:
+        return sample._replace(first_event_ns=None, first_token_ns=None, chunks=0)
     first = first_ns[sample.seq]
     gap_ns = ((sample.last_token_ns or 0) - first) // (TOKENS - 1)
-    return sample._replace(
-        first_event_ns=first,
-        first_token_ns=first,
-        output_tokens=TOKENS,
-        chunks=TOKENS,
-        max_gap_ns=gap_ns,
-        stall_ns=0,
-        token_source="usage",
-    )
+    return sample._replace(first_event_ns=first, first_token_ns=first, chunks=TOKENS, max_gap_ns=gap_ns, stall_ns=0)
 
 
 def write(path: Path, played: Sequence[tuple[Level, list[Sample]]], slo: dict[str, Any] | None = None) -> Path:
@@ -166,18 +193,35 @@ def write(path: Path, played: Sequence[tuple[Level, list[Sample]]], slo: dict[st
         moved = [_moved(sample, index, now_ns) for sample in samples]
         drained_ns = max([end_ns, *(sample.done_ns or 0 for sample in moved)])
         spent_ns = sum((sample.done_ns or 0) - (sample.sent_ns or 0) for sample in moved if sample.sent_ns is not None)
-        lines += [rundirs._line(sample) for sample in sorted(moved, key=lambda sample: sample.done_ns or 0)]
+        lines += [rundirs.sample_line(sample) for sample in sorted(moved, key=lambda sample: sample.done_ns or 0)]
         planned = rundirs.Planned(level.load)
-        events += rundirs._events(planned, index, now_ns, end_ns, drained_ns, spent_ns)
+        events += rundirs.level_events(planned, index, now_ns, end_ns, drained_ns, spent_ns)
         now_ns = drained_ns + 500_000_000
     planned_levels = [rundirs.Planned(level.load, model=level.model) for level, _ in played]
-    facts = rundirs._facts(planned_levels, "complete", now_ns)
+    facts = rundirs.run_facts(planned_levels, "complete", now_ns)
     facts["levels"] = [level.as_json() | {"index": index} for index, (level, _) in enumerate(played)]
     facts["scenario"]["slo"] = slo
     (path / "samples.jsonl").write_bytes(b"".join(lines))
     (path / "telemetry.jsonl").write_bytes(b"".join(orjson.dumps(event) + b"\n" for event in events))
     (path / "run.json").write_bytes(orjson.dumps(facts))
     return path
+
+
+def write_levels(
+    path: Path,
+    machine: Machine,
+    loads: Sequence[Load],
+    *,
+    duration_s: float = 15.0,
+    seed: int = 1,
+    slo: dict[str, Any] | None = None,
+) -> Path:
+    """The run directory of these loads on this machine, one after the other."""
+    levels = [
+        Level(index, 0, "synthetic-edge:1", load, duration_s, None, 0, 1000 * seed + index)
+        for index, load in enumerate(loads)
+    ]
+    return write(path, [(level, play(level, machine)) for level in levels], slo)
 
 
 def _moved(sample: Sample, level: int, by_ns: int) -> Sample:

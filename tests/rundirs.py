@@ -6,7 +6,6 @@ every other, but for ``batches`` streams at once, which cost no more than one.
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,6 @@ import orjson
 
 from loadbench.hdr import Hdr, HlogWriter, make_tag
 from loadbench.records import Closed, Load, Open, Sample
-from loadbench.scenario.arrivals import schedule
 
 STARTED_NS = 1_795_357_200_123_000_000  # 2026-11-22T14:20:00.123Z
 ORIGIN_NS = 5_000_000_000_000
@@ -33,8 +31,7 @@ MIB = 1 << 20
 class Planned:
     """A level of a made-up run. ``fails`` is the share of requests that fails, and how.
 
-    For its first ``cold_s`` seconds the first token takes three times as long. With ``slots`` an open loop meets a
-    queue instead: so many are served at once, first come, first served, each ``served_s`` long on average.
+    For its first ``cold_s`` seconds the first token takes three times as long.
     """
 
     load: Load
@@ -48,9 +45,6 @@ class Planned:
     outcome: str = "out_of_memory"
     token_source: str = "usage"
     rss_after: int = 130 * MIB
-    slots: int = 0
-    served_s: float = 0.5
-    served_cv: float = 0.3
     memory: Held | None = None
     state: str | None = None
     evidence: tuple[str, ...] = ()
@@ -88,21 +82,17 @@ def write_run(path: Path, levels: Sequence[Planned], *, seed: int = 1, status: s
         writer = HlogWriter(hlog, STARTED_NS)
         for seq in range(2):
             warm = _answer(replace(levels[0], fails=0.0), 0, "warmup", seq, now_ns, 1, randomness)
-            if levels[0].slots and (sent_ns := warm.sent_ns) is not None:
-                last_ns = sent_ns + int(levels[0].served_s * 1e9)
-                first_ns = (3 * sent_ns + last_ns) // 4
-                warm = warm._replace(first_token_ns=first_ns, last_token_ns=last_ns, done_ns=last_ns)
-            samples.write(_line(warm))
+            samples.write(sample_line(warm))
         for index, level in enumerate(levels):
             start_ns, end_ns = now_ns, now_ns + round(level.duration_s * 1e9)
             made = list(_samples(level, index, start_ns, end_ns, randomness))
-            samples.writelines(_line(sample) for sample in sorted(made, key=lambda sample: sample.done_ns or 0))
+            samples.writelines(sample_line(sample) for sample in sorted(made, key=lambda sample: sample.done_ns or 0))
             drained_ns = max([end_ns, *(sample.done_ns or 0 for sample in made)])
             _write_gaps(writer, index, made, start_ns, drained_ns)
-            telemetry += _events(level, index, start_ns, end_ns, drained_ns, sum(map(_spent_ns, made)))
+            telemetry += level_events(level, index, start_ns, end_ns, drained_ns, sum(map(_spent_ns, made)))
             now_ns = drained_ns + 500_000_000
     (path / "telemetry.jsonl").write_bytes(b"".join(orjson.dumps(event) + b"\n" for event in telemetry))
-    document = _facts(levels, status, now_ns) | facts
+    document = run_facts(levels, status, now_ns) | facts
     (path / "run.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
     return path
 
@@ -166,9 +156,6 @@ def torn(path: Path) -> Path:
 
 
 def _samples(level: Planned, index: int, start_ns: int, end_ns: int, randomness: random.Random) -> Iterator[Sample]:
-    if isinstance(level.load, Open) and level.slots:
-        yield from _queued(level, level.load, index, start_ns, randomness)
-        return
     if isinstance(level.load, Open):
         due_ns = start_ns + randomness.expovariate(level.load.rate_per_s) * 1e9
         seq = 0
@@ -188,23 +175,6 @@ def _samples(level: Planned, index: int, start_ns: int, end_ns: int, randomness:
         ready_ns[user] = sample.done_ns or 0
         seq += 1
         yield sample
-
-
-def _queued(level: Planned, load: Open, index: int, start_ns: int, randomness: random.Random) -> Iterator[Sample]:
-    """The level's own schedule on its slots; a quarter of the time in a slot is before the first token."""
-    free_ns = [0] * level.slots
-    spread = math.sqrt(math.log1p(level.served_cv**2))
-    for seq, offset_ns in enumerate(schedule(load, level.duration_s, None, randomness.randrange(1 << 30))):
-        due_ns = start_ns + offset_ns
-        begins_ns = max(due_ns, heapq.heappop(free_ns))
-        took_ns = level.served_s * randomness.lognormvariate(-(spread**2) / 2, spread) * 1e9
-        heapq.heappush(free_ns, begins_ns + int(took_ns))
-        yield _answer(level, index, "load", seq, due_ns, 1, randomness)._replace(
-            sent_ns=due_ns + 50_000,
-            first_token_ns=begins_ns + int(took_ns / 4),
-            last_token_ns=begins_ns + int(took_ns),
-            done_ns=begins_ns + int(took_ns),
-        )
 
 
 def _answer(
@@ -263,7 +233,7 @@ def _spent_ns(sample: Sample) -> int:
     return (sample.done_ns or 0) - (sample.sent_ns or 0)
 
 
-def _line(sample: Sample) -> bytes:
+def sample_line(sample: Sample) -> bytes:
     return orjson.dumps(sample._asdict()) + b"\n"
 
 
@@ -281,7 +251,7 @@ def _write_gaps(writer: HlogWriter, index: int, samples: list[Sample], start_ns:
         writer.write(make_tag("gap", kind, index), start_ns, end_ns, hdr)
 
 
-def _events(
+def level_events(
     level: Planned, index: int, start_ns: int, end_ns: int, drained_ns: int, in_flight_ns: int
 ) -> Iterator[dict[str, Any]]:
     yield {"t_ns": start_ns, "event": "level_start", "level": index}
@@ -358,7 +328,7 @@ def _border(held: Held) -> dict[str, Any]:
     }
 
 
-def _facts(levels: Sequence[Planned], status: str, end_ns: int) -> dict[str, Any]:
+def run_facts(levels: Sequence[Planned], status: str, end_ns: int) -> dict[str, Any]:
     models = dict.fromkeys(level.model for level in levels)
     return {
         "schema": 1,

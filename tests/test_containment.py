@@ -123,9 +123,15 @@ def test_a_cgroup_of_a_kernel_too_old_to_tell_its_peak_says_nothing_of_it(tmp_pa
     assert (limit.oom_kills, limit.peak_bytes) == (None, None)
 
 
-def test_a_limit_under_which_nothing_starts_is_refused() -> None:
-    with pytest.raises(UsageError, match="expected at least 64 MiB, got 1024 bytes"):
-        limit_for(["true"], 1024)
+def test_a_limit_beyond_the_machine_holds_nothing_and_is_refused_without_an_exponent() -> None:
+    with pytest.raises(UsageError, match=r"no more than this machine's [\d,.]+ GiB, got 921,600.0 GiB$"):
+        limit_for(["true"], 900 << 40)
+
+
+def test_where_no_limit_can_be_held_the_message_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(UsageError, match=r"got darwin, which enforces none; go without one: --set memory_limit=null$"):
+        limit_for(["true"], 64 << 20)
 
 
 # --- the service under a limit ----------------------------------------------------------------------------------------

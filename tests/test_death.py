@@ -127,8 +127,9 @@ def survived(folder: Path, phase: str, state: str) -> dict[str, Any]:
     assert facts(folder)["status"] == "complete"
     (back,) = events(folder, "recovery")
     assert (back["level"], back["state"], back["back"]) == (struck_level, state, True)
-    assert 0 <= back["to_port_s"] <= back["to_status_s"] <= back["to_token_s"] < 15
-    assert back["told"].startswith("back: port after ")
+    assert 0 <= back["noticed_s"] <= back["to_port_s"] <= back["to_status_s"] <= back["to_token_s"]
+    assert back["to_token_s"] - back["noticed_s"] < 15
+    assert back["told"].startswith(f"back {back['to_token_s']:.1f} s after the last good token (")
     return back
 
 
@@ -283,6 +284,10 @@ async def test_one_that_resets_its_streams_is_waited_for_until_it_is_back(tmp_pa
         refused = {"connect_refused"} if phase in ("before", "load", "between") else set()
         assert cut_off <= failed <= cut_off | refused, (phase, failed)
         assert bool(failed) == (phase != "canary")
+        noticed_ns = events(folder, "level_end")[hit(phase)]["t_ns"]
+        tokens_ns = [row["last_token_ns"] or 0 for row in rows(folder / "out" / "samples.jsonl")]
+        last_s = max(token_ns for token_ns in tokens_ns if token_ns < noticed_ns) / 1e9
+        assert back["noticed_s"] == pytest.approx(noticed_ns / 1e9 - last_s, abs=0.25), phase
 
 
 async def test_a_503_zombie_is_degraded_at_any_phase_and_hangs_nobody(tmp_path: Path) -> None:

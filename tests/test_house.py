@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "loadbench"
 ROOMS = ("scenario", "target", "engine", "analysis", "report")
 PLAIN = {"records", "outcomes", "errors", "files", "hdr", "platform"}
-ABOVE = {"runner", "course", "aftermath", "vigil", "journal", "progress", "calibrate", "cli", "__main__"}
+ABOVE = {"runner", "course", "afresh", "aftermath", "vigil", "journal", "progress", "calibrate", "cli", "__main__"}
 
 DOORS = {
     "foundry_local_sdk": {"target/foundry_child.py"},

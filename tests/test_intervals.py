@@ -14,6 +14,7 @@ from loadbench.analysis.rundir import read
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Level
 from loadbench.records import Closed, Leg, Open
+from tests.played import Machine, write_levels
 from tests.rundirs import Planned, write_run
 
 SPIKE = (Leg("hold", 2.0, 2.0, 30.0), Leg("ramp", 2.0, 8.0, 20.0), Leg("hold", 8.0, 8.0, 10.0))
@@ -21,7 +22,10 @@ SPIKE = (Leg("hold", 2.0, 2.0, 30.0), Leg("ramp", 2.0, 8.0, 20.0), Leg("hold", 8
 
 def measured(path: Path, planned: Planned, interval_s: float | None, **facts: Any) -> Level:
     """The one level of a run that asks for its intervals."""
-    write_run(path, [planned], **facts)
+    return asking(write_run(path, [planned], **facts), interval_s)
+
+
+def asking(path: Path, interval_s: float | None) -> Level:
     document = orjson.loads((path / "run.json").read_bytes())
     document["levels"][0]["interval_s"] = interval_s
     (path / "run.json").write_bytes(orjson.dumps(document))
@@ -73,7 +77,8 @@ def test_latencies_are_those_of_the_headline_series_of_what_was_due_in_it(tmp_pa
         assert part.latency_ms["ttft"].p50 == pytest.approx(60, rel=0.15)
         assert set(part.latency_ms) == {"ttft", "e2e", "tpot"}
         assert part.latency_ms["ttft"].n == part.requests.ok
-    opened = measured(tmp_path / "open", Planned(Open(2.0), duration_s=20.0, slots=1, served_s=0.45), 20.0)
+    queue = write_levels(tmp_path / "open", Machine(1, service_s=0.45, chance=0.3), [Open(2.0)], duration_s=20.0)
+    opened = asking(queue, 20.0)
     assert opened.intervals[0].latency_ms["ttft"].p50 == opened.latency_ms["ttft"]["response"].p50
 
 
@@ -87,13 +92,13 @@ def test_goodput_is_told_by_interval(tmp_path: Path) -> None:
 
 
 def test_the_load_of_an_interval_is_what_was_asked_for_in_it(tmp_path: Path) -> None:
-    level = measured(tmp_path, Planned(Open(4.0, legs=SPIKE), duration_s=60.0, slots=9), 10.0)
+    level = asking(write_levels(tmp_path, Machine(9), [Open(4.0, legs=SPIKE)], duration_s=60.0), 10.0)
     assert [part.load for part in level.intervals] == pytest.approx([2, 2, 2, 3.5, 6.5, 8])
 
 
 def test_an_interval_in_which_nothing_was_due_has_no_latency(tmp_path: Path) -> None:
     legs = (Leg("hold", 5.0, 5.0, 10.0), Leg("hold", 0.0, 0.0, 20.0))
-    level = measured(tmp_path, Planned(Open(5.0, legs=legs), duration_s=30.0, slots=9), 10.0)
+    level = asking(write_levels(tmp_path, Machine(9), [Open(5.0, legs=legs)], duration_s=30.0), 10.0)
     quiet = level.intervals[-1]
     assert (quiet.load, quiet.requests.attempted, quiet.latency_ms["ttft"].p50) == (0, 0, None)
     assert quiet.throughput["requests_per_s"] == 0.0

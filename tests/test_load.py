@@ -165,6 +165,33 @@ def test_a_limit_changes_nothing_for_a_level_that_ends_before_it() -> None:
         assert (issuing.reason, ended_s) == ("duration", 1.0)
 
 
+def test_a_rung_lasts_until_every_user_has_his_answer_and_each_asks_once() -> None:
+    rung = level(Closed(4), None, requests=4, at_most_s=15.0, purpose="rung")
+    world, issuing, ended_s = play(rung, lambda request, _: 1.0 + request.seq * 3.0)
+    assert [(s.outcome, s.user) for s in world.samples] == [("ok", user) for user in range(4)]
+    assert (issuing.reason, ended_s) == ("requests", 10.0)
+
+
+def test_a_rungs_time_is_its_bound_and_says_so() -> None:
+    rung = level(Closed(4), None, requests=4, at_most_s=5.0, purpose="rung")
+    world, issuing, ended_s = play(rung, lambda request, _: 1.0 + request.seq * 3.0, drain_s=100.0)
+    assert [(s.outcome, s.done_ns) for s in world.samples[:2]] == [("ok", 1_000_000_000), ("ok", 4_000_000_000)]
+    assert [(s.outcome, s.done_ns) for s in world.samples[2:]] == [("censored", 5_000_000_000)] * 2
+    assert (issuing.reason, ended_s) == ("time", 5.0)
+
+
+def test_a_rung_that_is_stopped_drains_no_longer_than_its_time() -> None:
+    async def stop(issuing: Issuing) -> None:
+        await asyncio.sleep(2.0)
+        issuing.stop("interrupted")
+
+    rung = level(Closed(2), None, requests=2, at_most_s=5.0, purpose="rung")
+    for drain_s, end_s in ((100.0, 5.0), (1.0, 3.0)):
+        world, issuing, _ = play(rung, 50.0, drain_s=drain_s, meanwhile=stop)
+        assert [s.done_ns for s in world.samples] == [end_s * 1e9] * 2
+        assert issuing.reason == "interrupted"
+
+
 # Loads over time
 
 HOLD, RAMP = Leg("hold", 2, 2, 10), Leg("ramp", 2, 8, 12)

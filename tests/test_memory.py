@@ -132,5 +132,17 @@ def test_without_a_pid_the_listener_of_the_port_is_taken_if_it_is_the_server_its
         assert find_process("127.0.0.1", port, None, name) == (os.getpid(), None)
         pid, reason = find_process("127.0.0.1", port, None, "ollama")  # as where ssh forwards the port
         assert pid is None and reason == f"port {port} is served by {name}, which does not hold the models itself"
+        pid, how = find_process("127.0.0.1", port, None, None)  # a kind of server whose process has no name to go by
+        assert pid == os.getpid() and how is not None and how.startswith(f"{name} ({pid}) on port {port}: what listens")
+    pid, reason = find_process("127.0.0.1", port, None, None)
+    assert (pid, reason) == (None, f"port {port} is not listened on")
+
+
+def test_a_listener_that_is_known_to_serve_for_others_is_not_taken_for_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        monkeypatch.setattr(processes, "CARRIERS", psutil.Process().name())
         pid, reason = find_process("127.0.0.1", port, None, None)
-        assert pid is None and reason is not None and "not known for this kind of server" in reason
+    assert pid is None and reason is not None and reason.endswith("does not hold the models itself")

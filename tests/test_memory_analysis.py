@@ -182,13 +182,13 @@ def test_shared_memory_of_a_gpu_that_has_room_is_no_spill(tmp_path: Path) -> Non
     ("state", "evidence", "result"),
     [
         ("crashed", DEAD, "out_of_memory"),
-        ("crashed", ("the service's process ended: killed by SIGSEGV", "cause not established"), "fits"),
+        ("crashed", ("the service's process ended: killed by SIGSEGV", "cause not established"), "undecided"),
         (
             "oom_killed",
             ("its cgroup's count of processes killed for want of memory rose from 0 to 1",),
             "out_of_memory",
         ),
-        ("wedged", ("its status route answers",), "fits"),
+        ("wedged", ("its status route answers",), "undecided"),
     ],
 )
 def test_a_death_is_for_want_of_memory_only_where_the_evidence_says_so(
@@ -334,6 +334,76 @@ def test_in_one_long_lived_process_only_peaks_above_all_before_count() -> None:
     assert value(found.per_stream) == pytest.approx(10 * MIB, rel=0.01)
 
 
+def climbs_in_one_process(users: tuple[int, ...]) -> list[Rung]:
+    """Every request keeps 5 MiB; and no stream takes any."""
+    rungs, held = [], 45 * MIB
+    for place, streams in enumerate(users):
+        rungs.append(Rung(place, streams, 40, 40, held, held + streams * 5 * MIB))
+        held += streams * 5 * MIB
+    return rungs
+
+
+@pytest.mark.parametrize("users", [(1, 2, 4, 8), (1, 1, 2, 2, 4, 4), (1, 2, 8, 4, 1, 16)])
+def test_what_a_process_of_many_levels_kept_is_not_taken_for_what_streams_hold(users: tuple[int, ...]) -> None:
+    found = memory_fit.fit(climbs_in_one_process(users))
+    assert "kept what earlier ones took" in str(found.per_stream.not_told)
+    assert found.base.value_bytes is None
+    assert found.levels == ()
+
+
+def test_levels_that_are_known_to_keep_nothing_for_a_request_tell_their_load_in_one_process() -> None:
+    rungs = [Rung(i, n, 40, 40, (80 + 5 * n) * MIB, (80 + 10 * n) * MIB) for i, n in enumerate((1, 2, 4, 8, 16))]
+    assert memory_fit.fit(rungs).per_stream.value_bytes is None
+    assert value(memory_fit.fit(rungs, leaks_not=True).per_stream) == pytest.approx(10 * MIB, rel=0.01)
+
+
+def test_peaks_that_lie_on_no_line_have_no_interval() -> None:
+    loads = [(users, tokens) for users in (1, 2, 4, 8, 16) for tokens in (320, 1088)]
+    rungs = [
+        Rung(i, n, t, t, 80 * MIB, 82 * MIB + round((arithmetic(n, t) - 82 * MIB) * (0.3 if n in (2, 8) else 1.0)))
+        for i, (n, t) in enumerate(loads)
+    ]
+    found = memory_fit.fit(rungs)
+    assert found.per_token.interval_95 is None
+    assert "do not lie on a line" in str(found.base.not_told)
+
+
+def test_a_server_that_queues_beyond_four_has_no_line_through_its_peaks() -> None:
+    loads = [(users, tokens) for users in (1, 2, 4, 8, 16) for tokens in (320, 1088, 4160)]
+    rungs = [Rung(i, n, t, t, 80 * MIB, arithmetic(min(n, 4), t)) for i, (n, t) in enumerate(loads)]
+    assert memory_fit.fit(rungs).per_token.not_told == (
+        "the peaks do not lie on a line: it seems to queue what is beyond 4"
+    )
+
+
+def test_a_climb_of_short_levels_in_one_process_tells_nothing_of_a_stream(tmp_path: Path) -> None:
+    levels, held = [], 100
+    for users in (1, 2, 4, 8):
+        grown = held + 40 * users
+        levels.append(Planned(Closed(users), duration_s=4.0, memory=Held(held * MIB, grown * MIB, grown * MIB)))
+        held = grown
+    memory = fit_of(tmp_path, levels)
+    assert memory.per_stream.value_bytes is None
+    assert "kept what earlier ones took" in str(memory.per_stream.not_told)
+
+
+def test_a_fit_to_answers_that_were_cut_off_has_no_interval_and_is_a_doubt(tmp_path: Path) -> None:
+    rungs = [
+        replace(rung(users, 320, arithmetic(users, 320), fails=1.0, outcome="censored"), state="healthy")
+        for users in (1, 2, 4, 8)
+    ]
+    summary = told(tmp_path, rungs)
+    [memory] = summary.memory
+    assert memory.allocates != "reserved"
+    told_shares = [share for share in (memory.per_stream, memory.per_token) if share.value_bytes is not None]
+    assert told_shares
+    assert all(
+        share.interval_95 is None and "100% of the answers were cut off" in str(share.not_told) for share in told_shares
+    )
+    [doubt] = [caution for caution in summary.cautions if caution.about == "answers_cut"]
+    assert "lengthen the rung" in doubt.advice
+
+
 def test_the_same_levels_in_fresh_processes_all_count() -> None:
     loads = (1, 2, 8, 4, 1, 16)
     rungs = [Rung(place, users, 320, 320, 80 * MIB, (80 + 10 * users) * MIB) for place, users in enumerate(loads)]
@@ -466,14 +536,38 @@ def test_a_process_that_was_started_anew_begins_a_new_account(tmp_path: Path) ->
 
 
 def test_a_leak_within_a_level_is_its_verdict_its_doubt_and_a_sentence(tmp_path: Path) -> None:
-    level = Planned(Closed(2), duration_s=60.0, memory=Held(100 * MIB, 400 * MIB, 400 * MIB, noise=MIB))
+    level = Planned(Closed(2), duration_s=300.0, memory=Held(100 * MIB, 400 * MIB, 400 * MIB, noise=MIB))
     summary = told(tmp_path, [level])
     [found] = summary.levels
     assert found.memory is not None
     assert found.memory.verdict == "leaks"
     assert "memory_leak" in abouts(found)
     assert "memory_growth" not in abouts(found)
-    assert "It leaks: it keeps 1." in summary.verdict.text
+    assert "It leaks: it keeps " in summary.verdict.text
+
+
+def test_what_a_short_level_keeps_may_be_a_cache_that_fills_and_its_slope_is_told(tmp_path: Path) -> None:
+    level = Planned(Closed(2), duration_s=60.0, memory=Held(100 * MIB, 400 * MIB, 400 * MIB, noise=MIB))
+    summary = told(tmp_path, [level])
+    [found] = summary.levels
+    assert found.memory is not None
+    assert found.memory.verdict == "grows"
+    assert "leaks" not in summary.verdict.text
+    assert value(summary.memory[0].leak_per_1000) == pytest.approx(300 * MIB / found.requests.attempted * 1000, rel=0.1)
+    assert "So far it keeps " in summary.verdict.text
+    assert "a leak, or a cache that fills" in summary.verdict.text
+    [doubt] = [caution for caution in found.cautions if caution.about == "memory_growth"]
+    assert "five minutes" in doubt.advice
+
+
+def test_short_levels_that_agree_leak(tmp_path: Path) -> None:
+    levels = [
+        Planned(Closed(2), duration_s=60.0, memory=Held(low * MIB, (low + 300) * MIB, (low + 300) * MIB, noise=MIB))
+        for low in (100, 400, 700)
+    ]
+    summary = told(tmp_path, levels)
+    assert {level.memory.verdict for level in summary.levels if level.memory} == {"leaks"}
+    assert "It leaks" in summary.verdict.text
 
 
 def test_growth_that_settles_is_no_leak_and_keeps_its_old_doubt(tmp_path: Path) -> None:
@@ -574,6 +668,8 @@ def test_rungs_are_no_levels_of_capacity_prefill_slo_or_throughput(tmp_path: Pat
         ("memory_limit", "The memory ladder reached its limit after 2 users × 320 tokens (1.6 GiB held)"),
         ("memory_floor", "The memory ladder was stopped to spare the machine after 2 users"),
         ("memory_failure", "The memory ladder ended in a failure after 2 users"),
+        ("target_degraded", "The memory ladder was given up, not for want of memory, after 2 users"),
+        ("not_started", "A rung was left out after 2 users"),
     ],
 )
 def test_why_a_memory_ladder_ended_is_said(rule: str, said: str, tmp_path: Path) -> None:
@@ -696,6 +792,72 @@ def test_a_ladder_up_to_so_many_bytes_that_could_read_none_is_invalid(tmp_path: 
     summary = summarise(read(path))
     assert verdict.exit_code(summary) == 94
     assert verdict.why(summary, 94).startswith("result invalid: no memory of the target was read")
+
+
+def test_requests_that_went_with_the_target_were_not_given_up_as_planned(tmp_path: Path) -> None:
+    cut = replace(rung(2, 320, 90 * MIB, fails=1.0, outcome="censored"), state="healthy")
+    dead = rung(4, 320, 300 * MIB, fails=1.0, outcome="censored", state="oom_killed")
+    text = told(tmp_path, [cut, dead], scenario=UNTIL_FAILURE).verdict.text
+    assert "2 of 6 requests were given up at the end of their rung, as planned." in text
+    assert "4 of 6 requests were lost when the target died." in text
+
+
+def test_a_kill_by_the_kernel_is_said_in_few_words(tmp_path: Path) -> None:
+    rungs = [rung(1, 320, 90 * MIB), rung(4, 320, 300 * MIB, fails=1.0, state="oom_killed", evidence=DEAD)]
+    left = {"model": "synthetic-edge:1", "stage": 0, "after_level": 1, "rule": "memory_failure"}
+    because = "the target is oom_killed: the service's process ended: killed by SIGKILL; it held 512 MiB"
+    summary = told(tmp_path, rungs, scenario=UNTIL_FAILURE, not_run=[{**left, "levels": [], "because": because}])
+    assert "after 4 users × 320 tokens (killed by the kernel for want of memory)" in summary.verdict.text
+    assert "SIGKILL" not in summary.verdict.text
+
+
+def test_a_failure_that_was_asked_for_is_no_doubt_and_any_other_is(tmp_path: Path) -> None:
+    for until, doubts in (("failure", set()), ("1GiB", {"unhealthy_target"})):
+        rungs = [rung(1, 320, 90 * MIB), rung(2, 320, 300 * MIB, fails=1.0, state="oom_killed", evidence=DEAD)]
+        summary = told(tmp_path / until, rungs, scenario={"stages": [{"memory": {"until": until}}]})
+        assert abouts(summary.levels[1]) & {"unhealthy_target"} == doubts
+
+
+def test_a_ladder_until_failure_that_found_none_says_how_far_it_went(tmp_path: Path) -> None:
+    rungs = [replace(rung(users, 320, arithmetic(users, 320)), state="healthy") for users in (1, 2)]
+    rungs.append(replace(rung(4, 320, arithmetic(4, 320), fails=1.0, outcome="censored"), state="healthy"))
+    text = told(tmp_path, rungs, scenario=UNTIL_FAILURE).verdict.text
+    assert "No failure for want of memory up to 4 users × 320 tokens, but 57% of the answers were cut off" in text
+
+
+def test_a_ladder_until_failure_without_figures_and_without_failure_has_no_answer(tmp_path: Path) -> None:
+    for state, code in (("healthy", 94), ("oom_killed", 0)):
+        rungs = [replace(rung(users, 320, 90 * MIB), memory=None, state="healthy") for users in (1, 2)]
+        rungs[1] = replace(rungs[1], state=state)
+        path = write_run(tmp_path / state, rungs, scenario=UNTIL_FAILURE)
+        lines = (path / "telemetry.jsonl").read_text()
+        for known in (120, 130, 140):
+            lines = lines.replace(f"{known * MIB}", "null")
+        (path / "telemetry.jsonl").write_text(lines)
+        assert verdict.exit_code(summarise(read(path))) == code, state
+
+
+def test_an_interrupted_rung_accuses_nobody(tmp_path: Path) -> None:
+    for status, doubts in (("interrupted", set()), ("complete", {"unhealthy_target"})):
+        stopped = rung(8, 320, 120 * MIB, fails=1.0, outcome="censored", state="degraded", complete=False)
+        path = write_run(tmp_path / status, [rung(1, 320, 90 * MIB), stopped], status=status)
+        if status == "interrupted":
+            lines = (path / "telemetry.jsonl").read_text().splitlines()
+            ends = [n for n, line in enumerate(lines) if json.loads(line)["event"] == "issue_end"]
+            lines[ends[-1]] = json.dumps(json.loads(lines[ends[-1]]) | {"reason": "interrupted"})
+            (path / "telemetry.jsonl").write_text("\n".join(lines) + "\n")
+        summary = summarise(read(path))
+        assert abouts(summary.levels[1]) & {"unhealthy_target"} == doubts
+        assert ("8 of 9 requests were cut off with their rung" in summary.verdict.text) is True
+
+
+def test_a_ladder_that_sent_nothing_says_what_stopped_it(tmp_path: Path) -> None:
+    nothing = replace(rung(1, 320, 90 * MIB), complete=False, fails=0.0)
+    left = {"model": "synthetic-edge:1", "stage": 0, "after_level": None, "rule": "memory_floor", "levels": []}
+    summary = told(tmp_path, [nothing], not_run=[{**left, "because": "19 GiB available, the floor is 500 GiB"}])
+    counts = replace(summary.levels[0].requests, attempted=0, ok=0, failed={})
+    summary = replace(summary, levels=(replace(summary.levels[0], requests=counts),))
+    assert verdict.why(summary, 94) == ("result invalid: no request was sent: 19 GiB available, the floor is 500 GiB")
 
 
 def test_a_rung_has_no_doubts_about_its_times(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,15 @@ import orjson
 import psutil
 import pytest
 
+from loadbench.errors import TargetError, UsageError
 from loadbench.report.frame import LevelProgress, MemoryShown, Progress, current_line
+from loadbench.report.live import QuietView
+from loadbench.runner import Order, Run
+from loadbench.scenario.load import Overrides, load_scenario
 from loadbench.target.containment import RLIMIT_DATA, limit_for
 from loadbench.target.fake import serve
 from loadbench.target.fake_script import Script
+from loadbench.target.target import Target
 from tests.command import ended, eventually, loadbench, rows, started, summary
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as on Linux")
@@ -130,6 +137,134 @@ def test_it_ends_where_it_was_to_climb_to(tmp_path: Path) -> None:
     assert left["because"].endswith(" of 100 MiB to climb to")
 
 
+def test_its_limit_cuts_a_rung_and_is_told_of_the_last_one_too(tmp_path: Path) -> None:
+    """The rung would take 2 GiB."""
+    write(tmp_path, "until: 300MiB, concurrency: 16, max_tokens: 8000", "models: synthetic:kv")
+    code, err = ladder(tmp_path)
+    assert code == 0, err
+    (left,) = facts(tmp_path)["not_run"]
+    assert (left["rule"], left["after_level"], left["levels"]) == ("memory_limit", 0, [])
+    assert left["because"].endswith(" of 300 MiB to climb to")
+    (end,) = events(tmp_path, "level_end")
+    assert not end["complete"] and end["target"]["state"] == "healthy"
+    assert end["target"]["memory"]["peak"]["peak_rss_bytes"] < 1536 * MIB
+    told = summary(tmp_path / "out")["verdict"]["text"]
+    assert "The memory ladder reached its limit after 16 users" in told
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip_model"])
+def test_the_death_that_a_ladder_climbs_for_is_not_what_on_target_death_is_said_of(policy: str, tmp_path: Path) -> None:
+    asks = "until: failure, concurrency: 128, max_tokens: 300"
+    write(tmp_path, asks, "models: synthetic:kv", "memory_limit: 1GiB", f"on_target_death: {policy}")
+    text = (tmp_path / "s.yaml").read_text().replace("duration: 3s}]", "duration: 9s}, {concurrency: 1, requests: 5}]")
+    (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
+    code, err = ladder(tmp_path, **BY_RLIMIT)
+    assert code == 0, err
+    assert (facts(tmp_path)["status"], states(tmp_path)) == ("complete", ["crashed", "healthy"])
+
+
+async def test_one_that_answers_503_is_not_out_of_memory(tmp_path: Path) -> None:
+    write(tmp_path, "until: failure, concurrency: [1, 2], max_tokens: 300")
+    server = await serve(Script(first_token_ms=1, gap_ms=5))
+    try:
+        words = ("run", "s.yaml", "--out", "out", "--endpoint", server.base_url, "--i-own-the-target")
+        process = await started(*words, cwd=tmp_path)
+        await eventually(lambda: bool(events(tmp_path, "level_start")))
+        server.script = replace(server.script, faults=("http_5xx",))
+        code, _, err = await ended(process)
+    finally:
+        await server.close()
+    assert code == 94, err
+    (left,) = facts(tmp_path)["not_run"]
+    assert (left["rule"], left["after_level"], left["levels"]) == ("target_degraded", 0, [1])
+    assert "the memory ladder has no answer" in err
+    sent = [row for row in rows(tmp_path / "out" / "samples.jsonl") if row["phase"] == "canary"]
+    assert [row["outcome"] for row in sent] == ["ok", "http_5xx", "http_5xx"]
+
+
+async def test_a_rung_goes_on_while_one_of_its_users_waits(tmp_path: Path) -> None:
+    write(tmp_path, "until: 90%, concurrency: 8, max_tokens: 8")
+    server = await serve(Script(first_token_ms=1, first_token_jitter_ms=1500, gap_ms=1))
+    try:
+        words = ("run", "s.yaml", "--out", "out", "--endpoint", server.base_url)
+        code, _, err = await ended(await started(*words, cwd=tmp_path))
+    finally:
+        await server.close()
+    assert code == 0, err
+    sent = [row for row in rows(tmp_path / "out" / "samples.jsonl") if row["phase"] == "load"]
+    assert [row["outcome"] for row in sent] == ["ok"] * 8
+
+
+@pytest.mark.parametrize("until", ["1GiB", "80%"])
+async def test_a_ladder_to_a_size_is_refused_where_nobody_reads_the_targets_memory(
+    until: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Target, "memory_watch", lambda _: None)  # as for a host that is not this machine
+    write(tmp_path, f"until: {until}, concurrency: 1, max_tokens: 8")
+    server = await serve(Script(first_token_ms=1, gap_ms=1))
+    try:
+        loaded = load_scenario(tmp_path / "s.yaml", Overrides(endpoint=server.base_url), {})
+        run = Run(Order(loaded, tmp_path / "results", tmp_path / "out", "test", {}), QuietView())
+        with pytest.raises(UsageError) as refused:
+            await run.execute()
+        assert not server.records
+    finally:
+        await server.close()
+    assert str(refused.value) == (
+        "stages[0].memory.until: expected failure, or a target whose memory can be read (its host is not this machine,"
+        f" and target_probe names none there), got {until}"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+async def test_a_rung_is_cut_when_nobody_reads_the_host_any_more(tmp_path: Path) -> None:
+    write(tmp_path, "until: 90%, concurrency: [2, 3], max_tokens: 4000")
+    text = (tmp_path / "s.yaml").read_text().replace("duration: 3s", "duration: 20s")
+    (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
+    server = await serve(Script(first_token_ms=1, gap_ms=20))
+    probe = await started("probe", "--listen", "127.0.0.1:0", "--pid", str(os.getpid()))
+    try:
+        assert probe.stdout is not None
+        line = (await probe.stdout.readline()).decode()
+        url = next(word for word in line.split() if word.startswith("http"))
+        words = ("--endpoint", server.base_url, "--set", f"target_probe={url}")
+        process = await started("run", "s.yaml", "--out", "out", *words, cwd=tmp_path)
+        await eventually(lambda: bool(events(tmp_path, "level_start")))
+        probe.kill()
+        await probe.communicate()
+        _, _, err = await ended(process)
+    finally:
+        await server.close()
+    assert "Traceback" not in err
+    (left,) = facts(tmp_path)["not_run"]
+    assert (left["rule"], left["after_level"], left["levels"]) == ("memory_floor", 0, [1])
+    assert left["because"].startswith("nobody has read the host for ")
+    (start,), (end,) = events(tmp_path, "level_start"), events(tmp_path, "issue_end")
+    assert end["t_ns"] - start["t_ns"] < 10e9
+
+
+async def test_a_rung_without_a_fresh_process_is_left_out_and_the_next_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, restart = count(1), Target.restart
+
+    async def fails_twice(target: Target) -> None:
+        if next(starts) in (2, 3):
+            raise TargetError("it did not come up")
+        await restart(target)
+
+    monkeypatch.setattr(Target, "restart", fails_twice)
+    write(tmp_path, "until: failure, concurrency: [1, 2, 3], max_tokens: 8", "models: synthetic:tiny")
+    loaded = load_scenario(tmp_path / "s.yaml", Overrides(), {})
+    run = Run(Order(loaded, tmp_path / "results", tmp_path / "out", "test", {}), QuietView())
+    assert await run.execute() == "complete"
+    (left,) = facts(tmp_path)["not_run"]
+    assert (left["rule"], left["after_level"], left["levels"]) == ("not_started", None, [1])
+    assert left["because"] == "no fresh process at 2 tries: it did not come up"
+    assert [row["level"] for row in events(tmp_path, "level_end")] == [0, 2]
+    assert next(starts) == 5
+
+
 @pytest.mark.parametrize("words", [("--model", "synthetic:tiny"), ()], ids=["embedded", "elsewhere"])
 async def test_a_host_with_less_than_the_floor_is_not_loaded_at_all(tmp_path: Path, words: tuple[str, ...]) -> None:
     write(tmp_path, "until: 90%, floor: 4096GiB, concurrency: [1, 2], max_tokens: 8")
@@ -143,7 +278,7 @@ async def test_a_host_with_less_than_the_floor_is_not_loaded_at_all(tmp_path: Pa
     assert code == 94, err  # nothing was measured
     (left,) = facts(tmp_path)["not_run"]
     assert (left["rule"], left["after_level"]) == ("memory_floor", None)
-    assert "less than the floor of 4.1e+03 GiB" in left["because"]
+    assert "less than the floor of 4,096 GiB" in left["because"]
     assert events(tmp_path, "level_start") == []
     assert asked == (0 if words else 1)  # the canary
 

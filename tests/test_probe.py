@@ -128,7 +128,7 @@ async def test_beyond_loopback_a_token_is_needed_before_anything_listens() -> No
 async def test_a_token_that_no_header_can_carry_is_refused_and_not_repeated(token: str) -> None:
     with pytest.raises(UsageError) as refused:
         await serve_probe("127.0.0.1", 0, token, pid=os.getpid())
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=r"^LOADBENCH_PROBE_TOKEN: expected printable ASCII"):
         RemoteMemory("http://127.0.0.1:5280", token)
     assert not token or token not in str(refused.value)
 
@@ -175,6 +175,32 @@ async def test_a_ninth_connection_is_refused_and_a_place_that_is_left_can_be_tak
         writer.close()
         for _, each in held:
             each.close()
+
+
+async def test_silent_connections_give_way_the_oldest_first_and_those_who_have_shown_the_token_stay() -> None:
+    async with probing(TOKEN) as probe, RemoteMemory(probe.url, TOKEN) as known:
+        assert (await known.fetch()).rss_bytes
+        held = [await asyncio.open_connection("127.0.0.1", port_of(probe)) for _ in range(CONNECTIONS_LIMIT - 1)]
+        async with RemoteMemory(probe.url, TOKEN) as newcomer:
+            assert (await newcomer.fetch()).rss_bytes
+            assert await held[0][0].read() == b""  # ended for the newcomer
+            assert (await known.fetch()).rss_bytes
+            held[1][1].write(b"GET / HTTP/1.1\r\n\r\n")
+            assert (await held[1][0].readuntil(b"\r\n")).startswith(b"HTTP/1.1 401 ")
+        for _, writer in held:
+            writer.close()
+
+
+async def test_beyond_loopback_a_token_that_can_be_guessed_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"16 characters or more to listen on 0\.0\.0\.0, got one of 15$"):
+        await serve_probe("0.0.0.0", 0, "x" * 15, pid=os.getpid())
+
+
+async def test_an_address_that_does_not_resolve_is_said_to_be_none() -> None:
+    with pytest.raises(
+        UsageError, match=r"--listen: expected an address of this machine, got 999\.1\.1\.1: no such host$"
+    ):
+        await serve_probe("999.1.1.1", 5, TOKEN, pid=os.getpid())
 
 
 async def test_hammering_reads_the_figures_no_more_than_every_fifty_milliseconds() -> None:

@@ -19,11 +19,16 @@ from loadbench.analysis.span import span_of
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Road
 from loadbench.records import Closed, Leg, Load, Open
-from tests.worlds import REJECTS_AFTER_S, Server, alone, shared, usl, write_world
+from tests.played import REJECTS_AFTER_S, TOKENS, Machine, Usl, alone, shared, write_levels
 
 LADDER = (1, 2, 4, 8, 16)
-SLOTS = Server(slots=4)
+QUICK = Machine(service_s=0.1, first_share=0.25, chance=0.3)
+SLOTS = replace(QUICK, slots=4)
 SEEDS = (1, 2)
+
+
+def server(**options: Any) -> Machine:
+    return replace(QUICK, **options)
 
 
 def users(*numbers: int) -> list[Load]:
@@ -39,8 +44,8 @@ def carried(path: Path, roads: Sequence[Road] = ()) -> tuple[Capacity, ...]:
     return capacities([span_of(run, events) for events in run.levels], levels)
 
 
-def of(path: Path, server: Server, loads: Sequence[Load], **options: Any) -> Capacity:
-    (capacity,) = carried(write_world(path, server, loads, **options))
+def of(path: Path, machine: Machine, loads: Sequence[Load], **options: Any) -> Capacity:
+    (capacity,) = carried(write_levels(path, machine, loads, **options))
     return capacity
 
 
@@ -58,19 +63,19 @@ def firm(capacity: Capacity, name: str) -> float:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("cv", [0.0, 0.3])
 @pytest.mark.parametrize(
-    ("server", "ladder", "nature", "up_to", "carries"),
+    ("machine", "ladder", "nature", "up_to", "carries"),
     [
-        (Server(slots=1), LADDER, "serves_one_at_a_time", None, 1),
-        (Server(slots=4), LADDER, "batches", 4, 4),
-        (Server(slots=16), (1, 2, 4, 8, 16, 32, 64), "batches", 16, 16),
-        (Server(slots=4, queue=4), (*LADDER, 32), "batches", 4, 4),
-        (Server(speed=shared), LADDER, "shares_the_processor", None, 1),
-        (Server(speed=shared, slots=4), LADDER, "shares_in_turns", 4, 1),
+        (server(slots=1), LADDER, "serves_one_at_a_time", None, 1),
+        (server(slots=4), LADDER, "batches", 4, 4),
+        (server(slots=16), (1, 2, 4, 8, 16, 32, 64), "batches", 16, 16),
+        (server(slots=4, queue=4), (*LADDER, 32), "batches", 4, 4),
+        (server(speed=shared), LADDER, "shares_the_processor", None, 1),
+        (server(speed=shared, slots=4), LADDER, "shares_in_turns", 4, 1),
     ],
 )
 def test_the_nature_and_the_capacity_of_a_known_server_are_named(
     tmp_path: Path,
-    server: Server,
+    machine: Machine,
     ladder: tuple[int, ...],
     nature: str,
     up_to: int | None,
@@ -78,7 +83,7 @@ def test_the_nature_and_the_capacity_of_a_known_server_are_named(
     cv: float,
     seed: int,
 ) -> None:
-    found = of(tmp_path, replace(server, cv=cv), users(*ladder), seed=seed)
+    found = of(tmp_path, replace(machine, chance=cv), users(*ladder), seed=seed)
     assert (found.nature, found.up_to, found.saturated) == (nature, up_to, True), found.because
     assert firm(found, "asymptotic") == pytest.approx(carries, rel=0.1)
     assert firm(found, "parallelism") == pytest.approx(carries, rel=0.1)
@@ -89,7 +94,7 @@ def test_the_nature_and_the_capacity_of_a_known_server_are_named(
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_server_that_always_gains_is_not_saturated(tmp_path: Path, seed: int) -> None:
-    found = of(tmp_path, Server(speed=alone), users(*LADDER), seed=seed)
+    found = of(tmp_path, server(speed=alone), users(*LADDER), seed=seed)
     assert (found.nature, found.saturated, found.falls_to) == ("scales", False, None)
     assert found.last_gain == pytest.approx(1.0, abs=0.15)
     assert {estimate(found, name).result for name in ("asymptotic", "knee")} == {"undecided"}
@@ -99,7 +104,7 @@ def test_a_server_that_always_gains_is_not_saturated(tmp_path: Path, seed: int) 
 def test_a_server_that_gets_slower_past_its_peak_is_told_with_the_law_that_it_follows(
     tmp_path: Path, seed: int
 ) -> None:
-    found = of(tmp_path, Server(speed=usl(0.05, 0.005)), users(*LADDER, 32, 64), seed=seed)
+    found = of(tmp_path, server(speed=Usl(0.05, 0.005)), users(*LADDER, 32, 64), seed=seed)
     assert (found.nature, found.saturated) == ("batches", True)
     assert found.falls_to == pytest.approx((64 / 24.31) / (16 / 2.95), rel=0.1)  # of the law
     assert found.usl is not None
@@ -109,20 +114,20 @@ def test_a_server_that_gets_slower_past_its_peak_is_told_with_the_law_that_it_fo
 
 
 def test_a_peak_in_the_middle_is_saturated_though_the_highest_loads_say_nothing_of_it(tmp_path: Path) -> None:
-    found = of(tmp_path, Server(speed=usl(0.1, 0.02)), users(1, 2, 6, 32))
+    found = of(tmp_path, server(speed=Usl(0.1, 0.02)), users(1, 2, 6, 32))
     assert found.saturated is True
     assert found.falls_to is not None
 
 
 def test_a_point_is_what_was_served_once_every_user_had_an_answer(tmp_path: Path) -> None:
-    found = of(tmp_path, replace(SLOTS, cv=0.0), users(1, 16))
+    found = of(tmp_path, replace(SLOTS, chance=0.0), users(1, 16))
     lone, crowd = found.points
     assert (lone.load, crowd.load) == (1, 16)
     assert lone.per_s == pytest.approx(10, rel=0.001)
     assert crowd.per_s == pytest.approx(40, rel=0.001)
     assert crowd.e2e_mean_ms == pytest.approx(400, rel=0.01)  # N = X · E2E
     assert crowd.in_service == pytest.approx(4, rel=0.01)
-    assert crowd.tokens_per_s == pytest.approx(32 * 40, rel=0.001)
+    assert crowd.tokens_per_s == pytest.approx(TOKENS * 40, rel=0.001)
     assert crowd.per_s_interval_95 is not None
     assert crowd.per_s_interval_95[0] < 0.99 * 40 < 1.01 * 40 < crowd.per_s_interval_95[1]
 
@@ -142,7 +147,7 @@ def test_levels_with_few_requests_leave_everything_undecided(tmp_path: Path) -> 
 
 
 def test_a_level_that_hardly_outlasts_its_first_answers_is_not_firm(tmp_path: Path) -> None:
-    found = of(tmp_path, Server(speed=shared), users(1, 2, 60))
+    found = of(tmp_path, server(speed=shared), users(1, 2, 60))
     assert [point.firm for point in found.points] == [True, True, False]
     assert "an answer takes" in found.because
 
@@ -168,7 +173,7 @@ def test_a_load_at_which_most_fails_is_named(tmp_path: Path) -> None:
 
 
 def test_one_load_says_nothing_of_capacity(tmp_path: Path) -> None:
-    assert carried(write_world(tmp_path, SLOTS, users(4, 4))) == ()
+    assert carried(write_levels(tmp_path, SLOTS, users(4, 4))) == ()
 
 
 def test_without_a_level_at_one_user_the_parallelism_is_undecided(tmp_path: Path) -> None:
@@ -180,11 +185,11 @@ def test_without_a_level_at_one_user_the_parallelism_is_undecided(tmp_path: Path
     assert firm(found, "knee") == 4
 
 
-@pytest.mark.parametrize(("server", "nature"), [(SLOTS, "batches"), (Server(slots=1), None)])
+@pytest.mark.parametrize(("machine", "nature"), [(SLOTS, "batches"), (server(slots=1), None)])
 def test_without_a_stream_waiting_is_not_told_from_being_served(
-    tmp_path: Path, server: Server, nature: str | None
+    tmp_path: Path, machine: Machine, nature: str | None
 ) -> None:
-    found = of(tmp_path, replace(server, stream=False), users(*LADDER))
+    found = of(tmp_path, replace(machine, stream=False), users(*LADDER))
     assert (found.nature, found.up_to) == (nature, 4 if nature else None)
     assert "without a stream" in found.because
     assert {point.in_service for point in found.points} == {None}
@@ -192,7 +197,7 @@ def test_without_a_stream_waiting_is_not_told_from_being_served(
 
 
 def test_a_client_that_was_the_limit_says_nothing_of_the_target(tmp_path: Path) -> None:
-    path = write_world(tmp_path, SLOTS, users(*LADDER))
+    path = write_levels(tmp_path, SLOTS, users(*LADDER))
     events = [orjson.loads(line) for line in (path / "telemetry.jsonl").read_bytes().splitlines()]
     for event in events:
         if event["event"] == "level_end" and event["level"] >= 2:
@@ -218,37 +223,37 @@ def test_a_client_that_was_late_for_a_first_token_and_not_for_an_answer_is_no_li
     tmp_path: Path,
 ) -> None:
     """5 ms are a fifth of the first token and a twentieth of the answer."""
-    (found,) = carried(lagging(write_world(tmp_path, replace(SLOTS, cv=0.0), users(*LADDER)), 5.0, 2))
+    (found,) = carried(lagging(write_levels(tmp_path, replace(SLOTS, chance=0.0), users(*LADDER)), 5.0, 2))
     assert all(point.firm for point in found.points)
     assert firm(found, "knee") == 4
 
 
 def test_the_knee_is_undecided_where_the_load_below_it_was_left_out(tmp_path: Path) -> None:
-    (found,) = carried(lagging(write_world(tmp_path, SLOTS, users(*LADDER)), 80.0, 2))
+    (found,) = carried(lagging(write_levels(tmp_path, SLOTS, users(*LADDER)), 80.0, 2))
     assert [point.firm for point in found.points] == [True, True, False, True, True]
     told = estimate(found, "knee")
     assert (told.value, told.result) == (8, "undecided")
     assert told.because.endswith("; at 4 users, left out, it may be as high")
     assert (found.nature, found.up_to) == ("batches", 4)  # by how many are worked on
-    (above,) = carried(lagging(write_world(tmp_path / "above", SLOTS, users(*LADDER)), 80.0, 3))
+    (above,) = carried(lagging(write_levels(tmp_path / "above", SLOTS, users(*LADDER)), 80.0, 3))
     assert firm(above, "knee") == 4
 
 
 def test_without_a_stream_nothing_tells_up_to_how_many_where_the_knee_does_not(tmp_path: Path) -> None:
-    path = write_world(tmp_path, replace(SLOTS, stream=False), users(*LADDER))
+    path = write_levels(tmp_path, replace(SLOTS, stream=False), users(*LADDER))
     (found,) = carried(lagging(path, 80.0, 2))
     assert (found.nature, found.up_to) == (None, None)
     assert "at 4 users, left out, it may be as high" in found.because
 
 
 def test_where_no_two_loads_can_be_counted_it_says_so_before_it_names_them(tmp_path: Path) -> None:
-    (found,) = carried(lagging(write_world(tmp_path, SLOTS, users(1, 2)), 80.0, 0, 1))
+    (found,) = carried(lagging(write_levels(tmp_path, SLOTS, users(1, 2)), 80.0, 0, 1))
     assert found.because.startswith("of 2 loads none can be counted, and it takes 2; left out: 1 user (the client was")
 
 
 def test_levels_that_change_by_plan_or_were_cut_off_do_not_count(tmp_path: Path) -> None:
     changing = Closed(16, legs=(Leg("ramp", 1.0, 16.0, 15.0),))
-    path = write_world(tmp_path, SLOTS, [*users(1, 2, 4, 8), changing])
+    path = write_levels(tmp_path, SLOTS, [*users(1, 2, 4, 8), changing])
     events = [orjson.loads(line) for line in (path / "telemetry.jsonl").read_bytes().splitlines()]
     kept = [event for event in events if event["event"] != "level_end" or event["level"] != 3]
     (path / "telemetry.jsonl").write_bytes(b"".join(orjson.dumps(event) + b"\n" for event in kept))
@@ -257,24 +262,24 @@ def test_levels_that_change_by_plan_or_were_cut_off_do_not_count(tmp_path: Path)
 
 
 def test_the_largest_load_within_the_slo_lies_below_the_first_without(tmp_path: Path) -> None:
-    slo = {"scenario": {"name": "x", "slo": {"ttft": {"p50": "150ms"}}}}
-    found = of(tmp_path, SLOTS, users(*LADDER), **slo)
+    slo = {"ttft": {"p50": "150ms"}}
+    found = of(tmp_path, SLOTS, users(*LADDER), slo=slo)
     assert firm(found, "slo") == 8  # the other four wait 100 ms for a slot
     assert estimate(found, "slo").levels == (3, 4)
 
 
 def test_a_load_that_rejects_most_does_not_keep_the_slo_however_fast_the_rest_is(tmp_path: Path) -> None:
-    slo = {"scenario": {"name": "x", "slo": {"ttft": {"p50": "9s"}}}}
-    found = of(tmp_path, replace(SLOTS, queue=4), users(1, 4, 8, 32), **slo)
+    slo = {"ttft": {"p50": "9s"}}
+    found = of(tmp_path, replace(SLOTS, queue=4), users(1, 4, 8, 32), slo=slo)
     assert firm(found, "slo") == 8
     assert re.search(r"32 users did not \(TTFT p50: [\d,]+ of [\d,]+ requests failed\)", estimate(found, "slo").because)
 
 
 def test_an_slo_that_no_load_breaks_or_that_is_not_told_has_no_firm_largest_load(tmp_path: Path) -> None:
-    kept = of(tmp_path / "kept", SLOTS, users(1, 2), scenario={"name": "x", "slo": {"ttft": {"p50": "9s"}}})
+    kept = of(tmp_path / "kept", SLOTS, users(1, 2), slo={"ttft": {"p50": "9s"}})
     assert (estimate(kept, "slo").value, estimate(kept, "slo").result) == (2, "undecided")
     assert estimate(kept, "slo").because == "2 users kept it; no larger load was measured"
-    few = of(tmp_path / "few", SLOTS, users(1, 2), scenario={"name": "x", "slo": {"ttft": {"p99": "1s"}}})
+    few = of(tmp_path / "few", SLOTS, users(1, 2), slo={"ttft": {"p99": "1s"}})
     assert (estimate(few, "slo").value, estimate(few, "slo").result) == (None, "undecided")
     assert "firm from 662" in estimate(few, "slo").because
 
@@ -296,7 +301,7 @@ def road(result: Any) -> Road:
 def test_an_open_loop_sustains_what_stays_on_the_road(
     tmp_path: Path, results: tuple[str, ...], sustained: tuple[float | None, str], saturated: bool | None
 ) -> None:
-    path = write_world(tmp_path, SLOTS, [Open(10.0), Open(20.0), Open(60.0)])
+    path = write_levels(tmp_path, SLOTS, [Open(10.0), Open(20.0), Open(60.0)])
     (found,) = carried(path, [road(result) for result in results])
     told = estimate(found, "sustained")
     assert (told.value, told.result, found.saturated) == (*sustained, saturated)
@@ -306,30 +311,30 @@ def test_an_open_loop_sustains_what_stays_on_the_road(
 
 
 def test_beyond_capacity_no_percentile_is_told_for_what_the_slo_was_missed_by(tmp_path: Path) -> None:
-    scenario = {"name": "x", "slo": {"ttft": {"p50": "150ms"}}}
-    (found,) = carried(write_world(tmp_path, SLOTS, [Open(10.0), Open(90.0)], scenario=scenario))
+    slo = {"ttft": {"p50": "150ms"}}
+    (found,) = carried(write_levels(tmp_path, SLOTS, [Open(10.0), Open(90.0)], slo=slo))
     because = estimate(found, "slo").because
     assert because == "10/s kept it; 90/s did not (TTFT p50, over capacity: it grows with the length of the level)"
 
 
 def test_an_open_loop_beyond_capacity_is_served_at_capacity(tmp_path: Path) -> None:
-    (found,) = carried(write_world(tmp_path, SLOTS, [Open(10.0), Open(60.0)]))
+    (found,) = carried(write_levels(tmp_path, SLOTS, [Open(10.0), Open(60.0)]))
     assert found.points[0].per_s == pytest.approx(10, rel=0.25)
     assert found.points[1].per_s == pytest.approx(40, rel=0.06)
 
 
 @pytest.mark.parametrize(
-    ("server", "duration_s", "seed", "nature"),
+    ("machine", "duration_s", "seed", "nature"),
     [
-        (Server(slots=1, service_s=0.8, cv=0.3), 15, 4, "serves_one_at_a_time"),
-        (Server(speed=shared, service_s=0.8, cv=1.0), 30, 1, "shares_the_processor"),
+        (server(slots=1, service_s=0.8, chance=0.3), 15, 4, "serves_one_at_a_time"),
+        (server(speed=shared, service_s=0.8, chance=1.0), 30, 1, "shares_the_processor"),
     ],
 )
 def test_a_load_that_did_worse_by_chance_makes_no_server_scale(
-    tmp_path: Path, server: Server, duration_s: float, seed: int, nature: str
+    tmp_path: Path, machine: Machine, duration_s: float, seed: int, nature: str
 ) -> None:
     """The last step up gained, from 2 users that were slow by chance, and that alone was called scaling."""
-    found = of(tmp_path, server, users(*LADDER), duration_s=duration_s, seed=seed)
+    found = of(tmp_path, machine, users(*LADDER), duration_s=duration_s, seed=seed)
     assert found.nature in (None, nature), found.because
     assert found.saturated is not False
 
@@ -338,20 +343,20 @@ def test_a_load_that_did_worse_by_chance_makes_no_server_scale(
 def test_a_ladder_that_ends_where_some_queue_already_says_how_many_are_worked_on(
     tmp_path: Path, slots: int, ladder: tuple[int, ...]
 ) -> None:
-    found = of(tmp_path, Server(slots=slots), users(*ladder))
+    found = of(tmp_path, server(slots=slots), users(*ladder))
     assert (found.nature, found.up_to, found.saturated) == ("scales", slots, None)
     assert firm(found, "in_service") == pytest.approx(slots, rel=0.05)
     assert "the others queue" in found.because
 
 
 def test_as_many_slots_as_the_most_users_are_all_of_them(tmp_path: Path) -> None:
-    found = of(tmp_path, Server(slots=8), users(1, 2, 4, 8))
+    found = of(tmp_path, server(slots=8), users(1, 2, 4, 8))
     assert (found.nature, found.up_to, found.saturated) == ("scales", None, False)
 
 
 def test_a_throughput_that_speaks_of_several_and_a_stream_that_speaks_of_one_decide_nothing(tmp_path: Path) -> None:
     """The seed gives the lone user long answers: the others then look 1.4 times as fast as one at a time can be."""
-    found = of(tmp_path, Server(slots=1, service_s=0.8, cv=1.0), users(*LADDER), duration_s=30.0, seed=12)
+    found = of(tmp_path, server(slots=1, service_s=0.8, chance=1.0), users(*LADDER), duration_s=30.0, seed=12)
     assert found.nature is None, found.because
 
 
@@ -364,7 +369,7 @@ def test_more_than_the_queue_holds_is_rejected_and_the_load_from_which_on_is_tol
 
 
 def test_an_estimate_is_firm_only_where_its_interval_is_narrow(tmp_path: Path) -> None:
-    wide = of(tmp_path / "wide", replace(SLOTS, service_s=0.8, cv=1.0), users(*LADDER))
+    wide = of(tmp_path / "wide", replace(SLOTS, service_s=0.8, chance=1.0), users(*LADDER))
     assert {estimate(wide, name).result for name in ("asymptotic", "parallelism")} == {"undecided"}
     assert "by chance, which is too wide" in estimate(wide, "parallelism").because
     narrow = of(tmp_path / "narrow", SLOTS, users(*LADDER))
@@ -373,7 +378,7 @@ def test_an_estimate_is_firm_only_where_its_interval_is_narrow(tmp_path: Path) -
 
 @pytest.mark.parametrize(("state", "told"), [("wedged", False), ("restarted", False), ("degraded", True)])
 def test_a_level_after_which_the_target_was_broken_is_no_point(tmp_path: Path, state: str, told: bool) -> None:
-    run = read(write_world(tmp_path, SLOTS, users(*LADDER)))
+    run = read(write_levels(tmp_path, SLOTS, users(*LADDER)))
     *whole, last = summarise(run).levels
     levels = [*whole, replace(last, target=replace(last.target, state=state))]
     (found,) = capacities([span_of(run, events) for events in run.levels], levels)
@@ -382,15 +387,15 @@ def test_a_level_after_which_the_target_was_broken_is_no_point(tmp_path: Path, s
 
 
 @pytest.mark.parametrize(
-    ("server", "per_s"), [(Server(slots=4, service_s=1.0), 4), (Server(slots=1, service_s=0.3), 3.33)]
+    ("machine", "per_s"), [(server(slots=4, service_s=1.0), 4), (server(slots=1, service_s=0.3), 3.33)]
 )
 def test_of_a_level_of_a_few_answers_the_interval_knows_how_little_it_knows(
-    tmp_path: Path, server: Server, per_s: float
+    tmp_path: Path, machine: Machine, per_s: float
 ) -> None:
     """16 users have three or four answers each in 20 s. By shares of them 7 of the first 12 held the truth."""
     held = 0
     for seed in range(12):
-        run = read(write_world(tmp_path / str(seed), server, users(16), duration_s=20.0, seed=seed))
+        run = read(write_levels(tmp_path / str(seed), machine, users(16), duration_s=20.0, seed=seed))
         (level,) = summarise(run).levels
         low, high = see(span_of(run, run.levels[0]), level).point.per_s_interval_95 or (0.0, 0.0)
         held += low <= per_s <= high

@@ -435,7 +435,7 @@ def test_the_highest_rate_of_a_single_server_is_found_within_a_tenth_of_the_trut
     """M/M/1: the response time is exponential with mean 1/(μ - λ), so its p95 is ln(20)/(μ - λ)."""
     served_per_s, limit_s = 20.0, 0.3
     truth = served_per_s - math.log(20) / limit_s
-    machine = Machine(1, first_s=0.01, rest_s=0.04, chance="exponential")
+    machine = Machine(1, service_s=0.05, chance="exponential")
     bounds = Bounds("max-rate", 4.0, 16.0, 0.05)
     found = searched(tmp_path, bounds, machine, {"e2e": {"p95": "300ms"}}, seed=seed, seconds=15, requests=2000)
     assert found.result == "confirmed"

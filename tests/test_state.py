@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def test_a_level_that_failed_by_the_servers_doing_is_not_healthy_though_a_canary
         ({"first_token_deadline": 12}, "healthy"),  # overload, and it is over
         ({"out_of_memory": 12}, "oom_reported"),
         ({"dropped": 10, "http_5xx": 2}, "degraded"),  # what was never sent says nothing of the server
+        ({"censored": 10, "http_5xx": 2}, "degraded"),  # nor does what the level's end cut off
+        ({"censored": 12}, "healthy"),
         ({}, "healthy"),
     ],
 )
@@ -70,6 +73,21 @@ def test_a_target_that_was_gone_and_answers_again_is_not_healthy() -> None:
     seen = Evidence(canary(), {"connect_refused": 20}, attempted=100, ended_by="target_died")
     assert judge(seen)[0] == "degraded"
     assert judge(Evidence(canary(), {}, pid_before=7, pid_after=8, ended_by="target_died"))[0] == "restarted"
+
+
+def test_of_requests_that_the_levels_end_cut_off_those_that_ended_are_told_apart() -> None:
+    state, words = judge(Evidence(canary(), {"censored": 31, "engine_failed": 1}, attempted=32))
+    assert (state, words[-1]) == ("degraded", "1 of 1 request that ended failed (1 engine_failed)")
+
+
+@pytest.mark.parametrize("outcome", ["engine_failed", "http_5xx", "stream_error"])
+def test_no_thread_to_be_had_is_want_of_memory_only_where_allocations_are_made_to_fail(outcome: str) -> None:
+    seen = Evidence(canary(), {"censored": 30, outcome: 2}, attempted=32, starved=2)
+    state, words = judge(replace(seen, limit=RLIMIT))
+    assert state == "oom_reported" and words[1] == "2 requests failed for want of memory and it lives"
+    assert [judge(replace(seen, limit=limit))[0] for limit in (CGROUP, None)] == ["degraded"] * 2
+    assert judge(replace(seen, exit_code=-6, limit=RLIMIT))[1][-1] == "likely cause: want of memory"
+    assert judge(replace(seen, exit_code=-6))[1][-1] == "cause not established"
 
 
 CGROUP = Limit(CGROUP_V2, 1 << 30, (), folder=Path("cgroup"))

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from loadbench.analysis.memory_leak import SO_FAR
 from loadbench.analysis.metrics import LATENCIES
 from loadbench.analysis.road import is_over
 from loadbench.analysis.rundir import RunData
@@ -84,7 +85,7 @@ def first_token(latency_ms: Latencies) -> Distribution:
 
 def of_level(level: Level, run: RunData, span: Span, clipped: int) -> tuple[Caution, ...]:
     """Every doubt about one level; ``clipped`` of its gaps did not fit the histogram."""
-    found = _rung(level, run) if span.is_rung else _of_times(level, run, span, clipped)
+    found = _rung(level, run, span) if span.is_rung else _of_times(level, run, span, clipped)
     return tuple(Caution(about, place(level), reason, advice) for about, reason, advice in found)
 
 
@@ -94,6 +95,9 @@ def with_memory(level: Level) -> Level:
     if memory is None or memory.verdict in ("fits", "undecided"):
         return level
     others = tuple(caution for caution in level.cautions if caution.about != "memory_growth")
+    if kept := [line for line in memory.because if SO_FAR in line]:
+        advice = "run it for five minutes or more: a cache has an end, a leak goes on"
+        return replace(level, cautions=(*others, Caution("memory_growth", place(level), kept[0], advice)))
     if memory.verdict in ("grows", "out_of_memory"):
         return replace(level, cautions=others if memory.verdict == "grows" else level.cautions)
     about, advice = _MEMORY[memory.verdict]
@@ -121,12 +125,18 @@ def _of_times(level: Level, run: RunData, span: Span, clipped: int) -> Found:
     )
 
 
-def _rung(level: Level, run: RunData) -> Found:
+def _rung(level: Level, run: RunData, span: Span) -> Found:
     """A rung of a memory ladder ends at its bound or by failing; its times are no measurement."""
     if level.ended_by in ENDED:
         yield from _cut_short(level, run)
-    by_plan = ("censored", "total_deadline", "nothing_succeeded", "few_succeeded", "memory_growth")
+    by_plan = ["censored", "total_deadline", "nothing_succeeded", "few_succeeded", "memory_growth"]
+    stages = run.facts["scenario"].get("stages") or ()
+    asked = stages[level.stage].get("memory") if level.stage < len(stages) else None
+    # A failure that was asked for is an answer; what an interrupted level left unanswered accuses nobody.
+    if (asked and asked["until"] == "failure") or level.ended_by == "interrupted":
+        by_plan.append("unhealthy_target")
     yield from (found for found in (*_failures(level, run), *_target(level)) if found[0] not in by_plan)
+    yield from (found for found in _ours(level, run, span) if found[0] == "busy_machine")
 
 
 def _cut_short(level: Level, run: RunData) -> Found:
@@ -317,6 +327,15 @@ def _whole(summary: Summary, run: RunData) -> Found:
         if model.status != "ok":
             why = f": {model.reason}" if model.reason else ""
             yield "model", f"{name} was not measured ({model.status}){why}", "see that the endpoint can load it"
+    for memory in summary.memory:
+        for share in (memory.per_token, memory.per_stream):
+            if share.value_bytes is not None and share.interval_95 is None and share.not_told:
+                reason = f"what a stream of {memory.model} takes has no interval: {share.not_told}"
+                if "cut off" in share.not_told:
+                    yield "answers_cut", reason, "lengthen the rung (duration) until most answers come to their end"
+                else:
+                    yield "no_line", reason, "take no load from it that was not measured"
+                break
     warm = run.samples.said(run.samples.phase, "warmup")
     if summary.levels and not warm.any():
         yield "no_warmup", "no warm-up request: the first level pays for what happens once", "set warmup: {requests: 2}"

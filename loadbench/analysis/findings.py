@@ -240,7 +240,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """After a failure of the target at ``level``: when it came back, in seconds since it was seen to be gone.
+    """After a failure of the target at ``level``: when it came back, in seconds since its last good token.
 
     ``to_port_s`` a connection, ``to_status_s`` its status route, ``to_token_s`` a first good token, ``to_ttft_s`` a
     TTFT within 10 % (or 50 ms) of before. None: not within ``limit_s``. ``restarted``: by us. ``lost`` counts the

@@ -15,6 +15,8 @@ _ENDED = {
     "memory_limit": "The memory ladder reached its limit",
     "memory_floor": "The memory ladder was stopped to spare the machine",
     "memory_failure": "The memory ladder ended in a failure",
+    "target_degraded": "The memory ladder was given up, not for want of memory,",
+    "not_started": "A rung was left out",
     "target_died": "The model was given up",
 }
 

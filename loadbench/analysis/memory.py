@@ -6,23 +6,24 @@ that is true, and its evidence all that is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
 
-from loadbench.analysis import memory_fit, memory_leak
+from loadbench.analysis import memory_fit, memory_leak, memory_words
 from loadbench.analysis.findings import LevelMemory, Memory, Share
 from loadbench.analysis.memory_columns import Figures, columns, gpu_total, row
 from loadbench.analysis.memory_fit import Peaks, Rung
-from loadbench.analysis.memory_leak import Kept
+from loadbench.analysis.memory_leak import Kept, TooFew
 from loadbench.analysis.road import is_over
 from loadbench.analysis.rundir import RunData
 from loadbench.analysis.span import Span
 from loadbench.analysis.stats import Floats
 from loadbench.analysis.summary import ClosedLoad, Level
 from loadbench.analysis.words import mib
+from loadbench.target.state import DEAD
 
 Of = Literal["gpu", "cgroup", "footprint", "private", "rss"]
 
@@ -34,7 +35,7 @@ GPU_BYTES = 64 << 20  # what a process that only looks for a device takes of it,
 GROWN_SHARE = 0.05  # of the memory before: less growth is not worth the word
 
 WANT_OF_MEMORY = "likely cause: want of memory"  # as target/state says it
-ENDED = frozenset({"crashed", "oom_killed"})
+CUT_SHARE = 0.5  # of the answers: with so many given up, what grows has not grown to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +235,8 @@ def _out(seen: _Seen) -> list[str]:
         because += [f"the target was {state}", *evidence]
     before, after = (figures.get("cgroup_oom_kills") for figures in (seen.before, seen.after))
     if before is not None and after is not None and after > before:
-        because.append(f"its cgroup counted {after - before} more processes killed for want of memory")
+        many = f"{after - before} more process{'' if after - before == 1 else 'es'}"
+        because.append(f"its cgroup counted {many} killed for want of memory")
     return because
 
 
@@ -243,23 +245,27 @@ def _model(
 ) -> tuple[Memory, list[LevelMemory]]:
     """What one model takes, and its levels with what that explains in them."""
     pairs = list(zip(seen, found, strict=True))
-    leak, leaking = _leak(pairs, column)
-    # What leaks from level to level would be taken for what their streams hold; a rung has a process of its own.
+    leak, leaking, leaks_not = _leak(pairs, column)
+    # What leaks from level to level would be taken for what their streams hold; a rung may have a process of its own.
     usable = [(one, memory) for one, memory in pairs if _counts(one, memory) and (one.span.is_rung or not leaking)]
-    peaks = memory_fit.fit([rung for pair in usable if (rung := _rung(*pair)) is not None])
+    peaks = memory_fit.fit([rung for pair in usable if (rung := _rung(*pair)) is not None], leaks_not=leaks_not)
+    if cut := _cut_off([pair for pair in usable if pair[0].level.index in peaks.levels], peaks):
+        peaks = memory_fit.unsure(peaks, cut)
     failed = next(((one, memory) for one, memory in pairs if memory.verdict == "out_of_memory"), None)
     told = []
     for one, memory in pairs:
         because = []
         if one.level.index in leaking:
             because = [leaking[one.level.index]]
-            verdict: Literal["leaks", "grows"] = "leaks"
+            verdict: Literal["leaks", "grows"] = "grows" if memory_leak.SO_FAR in because[0] else "leaks"
         elif one.level.index in peaks.levels and (grown := _grown(memory, peaks)):
             because, verdict = [grown], "grows"
         if because:
             worse = memory.verdict not in ("fits", "undecided")
             because = [*memory.because, *because]
             memory = replace(memory, verdict=memory.verdict if worse else verdict, because=tuple(because))
+        elif memory.verdict == "fits" and (state := one.level.target.state) in DEAD:
+            memory = replace(memory, verdict="undecided", because=(f"the target was {state}: what fits is not told",))
         elif memory.verdict == "fits":
             memory = replace(memory, because=("no failure, no pressure and no spill", *_unexplained(memory)))
         told.append(memory)
@@ -274,7 +280,7 @@ def _model(
             allocates=peaks.allocates,
             leak_per_1000=leak,
             first_failure=None if failed is None else failed[0].level.index,
-            how=None if failed is None else _how(failed[0].level),
+            how=None if failed is None else memory_words.how_failed(failed[0].level),
             levels=peaks.levels,
         ),
         told,
@@ -284,7 +290,7 @@ def _model(
 def _counts(seen: _Seen, memory: LevelMemory) -> bool:
     """Whether a level's peak is that of its load: a closed loop of so many users, which did not fail."""
     load = seen.level.load
-    alive = seen.level.target.state not in ENDED and memory.verdict != "out_of_memory"
+    alive = seen.level.target.state not in DEAD and memory.verdict != "out_of_memory"
     return isinstance(load, ClosedLoad) and not load.legs and alive
 
 
@@ -292,7 +298,21 @@ def _rung(seen: _Seen, memory: LevelMemory) -> Rung | None:
     if memory.streams is None or memory.peak_bytes is None:
         return None
     asked = np.nan if memory.tokens is None else memory.tokens
-    return Rung(seen.level.index, memory.streams, asked, _held(seen.span), memory.before_bytes, memory.peak_bytes)
+    requests = None if seen.span.is_rung else seen.level.requests.attempted
+    held = _held(seen.span)
+    return Rung(seen.level.index, memory.streams, asked, held, memory.before_bytes, memory.peak_bytes, requests)
+
+
+def _cut_off(pairs: Sequence[tuple[_Seen, LevelMemory]], peaks: Peaks) -> str | None:
+    """Why the fit says less than its intervals would, where what is held grows with answers and most were given up."""
+    sent = sum(one.level.requests.attempted for one, _ in pairs)
+    cut = [(one, memory) for one, memory in pairs if one.level.requests.failed.get("censored")]
+    lost = sum(one.level.requests.failed["censored"] for one, _ in cut)
+    if peaks.allocates == "reserved" or peaks.base.value_bytes is None or lost <= CUT_SHARE * sent:
+        return None
+    held, asked = np.mean([(_held(one.span), memory.tokens or np.nan) for one, memory in cut], axis=0)
+    at = "" if np.isnan(held) or np.isnan(asked) else f" at about {held:,.0f} of {asked:,.0f} tokens"
+    return f"{lost / sent:.0%} of the answers were cut off{at}"
 
 
 def _grown(memory: LevelMemory, peaks: Peaks) -> str | None:
@@ -319,21 +339,17 @@ def _unexplained(memory: LevelMemory) -> list[str]:
     return [f"{mib(grown)} more than before at its peak; the levels do not tell for what"] if grown > least else []
 
 
-def _leak(pairs: Sequence[tuple[_Seen, LevelMemory]], column: str) -> tuple[Share, dict[int, str]]:
-    """What the model keeps for every 1,000 requests, and the levels in which that shows, in words."""
+def _leak(pairs: Sequence[tuple[_Seen, LevelMemory]], column: str) -> tuple[Share, dict[int, str], bool]:
+    """What the model keeps for every 1,000 requests, the levels in which that shows, in words, and whether it is known
+    to keep nothing."""
     plain = [(one, memory) for one, memory in pairs if _is_plain(one, memory)]
     if not plain:
-        return Share(None, None, "no level of a steady load that the target lived through"), {}
-    kept: list[Kept] = []
-    leaking: dict[int, str] = {}
-    reasons: dict[int, str] = {}
-    for one, memory in plain:
-        found = _within(one, memory, column)
-        if isinstance(found, str):
-            reasons[one.level.requests.attempted] = found
-        else:
-            kept.append(found)
-            leaking[one.level.index] = _words(found)
+        return Share(None, None, "no level of a steady load that the target lived through"), {}, False
+    within = {one.level.index: _within(one, memory, column) for one, memory in plain}
+    kept = [found for found in within.values() if not isinstance(found, str)]
+    sure = memory_leak.agree(kept)
+    leaking = {index: _words(found, sure) for index, found in within.items() if not isinstance(found, str)}
+    reasons = {o.level.requests.attempted: found for o, _ in plain if isinstance(found := within[o.level.index], str)}
     whole = [(o, m) for o, m in plain if m.before_bytes is not None and m.after_bytes is not None]
     across = memory_leak.across(
         [one.level.requests.attempted for one, _ in whole],
@@ -344,15 +360,16 @@ def _leak(pairs: Sequence[tuple[_Seen, LevelMemory]], column: str) -> tuple[Shar
         reasons[0] = across
     else:
         kept.append(across)
-        leaking = {one.level.index: _words(across) for one, _ in whole} | leaking
+        leaking |= {one.level.index: _words(across, sure=True) for one, _ in whole if one.level.index not in leaking}
     if not kept:
-        return Share(None, None, reasons[max(reasons)]), {}
-    return min(kept, key=lambda one: (one.high - one.low) / one.bytes_each).share(), leaking
+        judged = not all(isinstance(found, TooFew) for found in (*within.values(), across))
+        return Share(None, None, reasons[max(reasons)]), {}, judged
+    return min(kept, key=lambda one: (one.high - one.low) / one.bytes_each).share(), leaking, False
 
 
 def _is_plain(seen: _Seen, memory: LevelMemory) -> bool:
     """Whether its load is the same all the time and nothing else moves its memory."""
-    failed = memory.verdict == "out_of_memory" or seen.level.target.state in ENDED
+    failed = memory.verdict == "out_of_memory" or seen.level.target.state in DEAD
     return not (seen.span.changes or seen.span.is_rung or failed or is_over(seen.level.road))
 
 
@@ -365,18 +382,7 @@ def _within(seen: _Seen, memory: LevelMemory, column: str) -> Kept | str:
     return memory_leak.within(readings["t_ns"], readings[column], done_ns, memory.streams or 1, end_ns, after)
 
 
-def _words(kept: Kept) -> str:
+def _words(kept: Kept, sure: bool) -> str:
     low, high = kept.low / 1024, kept.high / 1024
-    return f"{kept.bytes_each / 1024:,.0f} KiB kept for every request of {kept.requests:,} ({low:,.0f} to {high:,.0f})"
-
-
-_HOW: Mapping[str | None, str] = {
-    "oom_killed": "as a kill by the kernel",
-    "crashed": "as a crash, likely for want of memory",
-    "wedged": "as allocation errors, after which the service was wedged",
-    "unreachable": "as allocation errors, after which the service was unreachable",
-}
-
-
-def _how(level: Level) -> str:
-    return _HOW.get(level.target.state, "as allocation errors that the service survived")
+    told = f"{kept.bytes_each / 1024:,.0f} KiB {memory_leak.KEPT} of {kept.requests:,} ({low:,.0f} to {high:,.0f})"
+    return told if sure or kept.sure else f"{told}: {memory_leak.SO_FAR}"

@@ -7,13 +7,14 @@ out with the reason, and the rest fitted again without it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from loadbench.analysis.findings import Memory, Share
 from loadbench.analysis.stats import Floats, Range
+from loadbench.analysis.words import size
 
 LEAST_LEVELS = 3
 ALIKE_SHARE = 1.05  # tokens a stream within 5 % are one load: prompts of a mix vary by chance
@@ -21,6 +22,9 @@ PAGES_BYTES, OFF_SHARE = 2 << 20, 0.02  # what a peak is off: allocators' pieces
 FRESH_BYTES, FRESH_SHARE = 16 << 20, 0.05  # above the least ever held before a level: still a process without a past
 SEVERE = 100.0  # condition number of scaled columns (Belsley 1991): beyond, one cannot be told from the other
 BETTER = 4.0  # times less misfit: then one reading of the tokens explains the peaks, and the other does not
+FAR_OFF = 3.0  # times what a peak is off, on average: then no line tells them; seen where one does: 0.2 to 1
+INHERITED_SHARE = 0.1  # of all growth, held before a level began: then earlier levels explain its peak, too
+LEAK_SHARE = 0.5  # of what a leak would have kept: a smaller or equal load that kept less proves that it is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Rung:
     held: float
     before_bytes: int | None
     peak_bytes: int
+    requests: int | None = None  # as many as streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +53,48 @@ class Peaks:
     levels: tuple[int, ...]
 
 
-def fit(rungs: Sequence[Rung]) -> Peaks:
-    """The fit over these levels, given in the order in which they ran; none of them failed for want of memory."""
+def fit(rungs: Sequence[Rung], *, leaks_not: bool = False) -> Peaks:
+    """The fit over these levels, given in the order in which they ran; none of them failed for want of memory.
+
+    ``leaks_not``: it is known from elsewhere that the target keeps nothing for a request.
+    """
     telling = _telling(rungs)
     levels = tuple(rung.level for rung in telling)
     loads = {(rung.streams, round(rung.asked) if rung.asked == rung.asked else None) for rung in telling}
     if len(loads) < LEAST_LEVELS:
         reason = f"{len(loads)} different loads raised the peak and did not fail; it takes {LEAST_LEVELS}"
         return Peaks(*(_untold(reason),) * 3, None, None, levels)
+    if not leaks_not and (why := _inherited(rungs, telling)):
+        return Peaks(*(_untold(why),) * 3, None, None, ())
     asked = np.array([rung.asked for rung in telling])
     held = np.array([rung.held for rung in telling])
     reserved = _fit(telling, asked)
+    if (slots := _queues_beyond(telling, asked, held)) is not None:
+        reason = f"the peaks do not lie on a line: it seems to queue what is beyond {slots}"
+        return Peaks(*(_untold(reason),) * 3, None, None, levels)
     if np.isnan(held).any() or np.isnan(asked).any() or _alike(held / asked):
-        return reserved.peaks
+        return _on_a_line(reserved, reserved.peaks)
     grows = _fit(telling, held)
     if reserved.misfit * BETTER <= grows.misfit:
-        return _allocates(reserved.peaks, "reserved")
-    return _allocates(grows.peaks, "grows") if grows.misfit * BETTER <= reserved.misfit else reserved.peaks
+        return _on_a_line(reserved, _allocates(reserved.peaks, "reserved"))
+    if grows.misfit * BETTER <= reserved.misfit:
+        return _on_a_line(grows, _allocates(grows.peaks, "grows"))
+    return _on_a_line(reserved, reserved.peaks)
+
+
+def _on_a_line(found: _Fitted, peaks: Peaks) -> Peaks:
+    """The fit, without intervals where its peaks are too far off for the model to hold."""
+    off = (found.misfit / max(1, len(peaks.levels) - 3)) ** 0.5
+    if peaks.base.value_bytes is None or off <= FAR_OFF:
+        return peaks
+    return unsure(peaks, f"the peaks do not lie on a line: they are {off:.0f} times as far off as peaks usually are")
+
+
+def unsure(peaks: Peaks, reason: str) -> Peaks:
+    """The fit without its intervals, and why it has none."""
+    shares = peaks.base, peaks.per_stream, peaks.per_token
+    base, stream, token = (Share(told.value_bytes, None, told.not_told or reason) for told in shares)
+    return replace(peaks, base=base, per_stream=stream, per_token=token)
 
 
 def predict(found: Peaks | Memory, streams: float, tokens: float) -> float | None:
@@ -96,6 +126,41 @@ def _telling(rungs: Sequence[Rung]) -> list[Rung]:
             telling.append(rung)
         most = max(most, rung.peak_bytes)
     return telling
+
+
+def _inherited(rungs: Sequence[Rung], telling: Sequence[Rung]) -> str | None:
+    """Why peaks in one process do not tell what a load takes: a leak would have raised them, too.
+
+    It is none where a later level, which asked for no more, kept less than a leak would have for its requests.
+    """
+    before = [rung.before_bytes for rung in telling if rung.before_bytes is not None]
+    grown = max(rung.peak_bytes for rung in telling) - min(before, default=0)
+    held = max(before, default=0) - min(before, default=0)
+    if held <= max(PAGES_BYTES, INHERITED_SHARE * grown):
+        return None
+    others = [rung for rung in rungs if rung not in telling and rung.before_bytes is not None]
+    kept = sum(max(0, rung.peak_bytes - (rung.before_bytes or 0)) for rung in others)
+    leaked = grown / sum(map(_requests, telling)) * sum(map(_requests, others))
+    if leaked > PAGES_BYTES and kept < LEAK_SHARE * leaked:
+        return None
+    return "one process ran these levels and kept what earlier ones took: for their load, or for every request"
+
+
+def _requests(rung: Rung) -> int:
+    return rung.streams if rung.requests is None else rung.requests
+
+
+def _queues_beyond(rungs: Sequence[Rung], tokens: Floats, held: Floats) -> int | None:
+    """Of how many streams it holds memory at most, where that explains the peaks and a line does not."""
+    line, most = min(_fit(rungs, each).misfit for each in (tokens, held)), max(rung.streams for rung in rungs)
+    if line <= len(rungs):  # every peak within what a peak is off
+        return None
+    misfits = {}
+    for slots in sorted({rung.streams for rung in rungs} - {most}):
+        capped = [replace(rung, streams=min(rung.streams, slots)) for rung in rungs]
+        misfits[slots] = np.inf if _alike(np.array([rung.streams for rung in capped])) else _fit(capped, tokens).misfit
+    best = min(misfits, key=lambda slots: misfits[slots], default=None)
+    return best if best is not None and misfits[best] * BETTER <= line < np.inf else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +197,7 @@ def _fit(rungs: Sequence[Rung], tokens: Floats) -> _Fitted:
         if weakest is None or values[weakest + 1] > halves[weakest + 1]:
             break
         most = max(values[weakest + 1] + halves[weakest + 1], 0.0)
-        untold[names[weakest]] = f"not told from none: at most {most:,.0f} bytes"
+        untold[names[weakest]] = f"not told from none: at most {size(most)}"
         del names[weakest]
     shares = {name: _told(values[place + 1], halves[place + 1]) for place, name in enumerate(names)}
     shares |= {name: _untold(reason) for name, reason in untold.items()}

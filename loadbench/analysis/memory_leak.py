@@ -7,7 +7,7 @@ leak does not. So the time is cut into parts, and each must have grown, the last
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,21 +21,46 @@ PARTS = 5
 LEAST_STEPS = 3
 GOES_ON = 0.75  # the later half against the first: a growth that fills up over twice the time seen falls to 0.74
 SETTLES = 2  # requests of every user: by then each has had its first answer beside all others
+LONG_S = 280.0  # five minutes but for what settles: a cache for prompts or threads is full by then, or said to grow
+AGREEING, ALIKE_SHARE = 3, 0.25  # so many levels that keep as much for a request, by so much
 RETURNED = 0.5  # of what grew was gone after the drain: it was in use
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Memory kept for each of ``requests``, with a 95 % interval."""
+    """Memory kept for each of ``requests``, with a 95 % interval; ``sure``: for so long that it is a leak and no cache
+    that fills."""
 
     bytes_each: float
     low: float
     high: float
     requests: int
+    sure: bool = False
 
     def share(self) -> Share:
         """For every 1,000 requests."""
         return Share(1e3 * self.bytes_each, (1e3 * self.low, 1e3 * self.high), None)
+
+
+KEPT = "kept for every request"
+SO_FAR = "a leak, or a cache that fills; a run of five minutes or more tells which"
+
+
+class TooFew(str):
+    """Why nothing could be judged, neither a leak nor that there is none."""
+
+    __slots__ = ()
+
+
+def is_told(because: Sequence[str]) -> bool:
+    """Whether the evidence of a level says that the target leaks, and not only that it may."""
+    return any(KEPT in line and SO_FAR not in line for line in because)
+
+
+def agree(kept: Sequence[Kept]) -> bool:
+    """Whether so many levels keep as much for a request that it is no cache that fills."""
+    each = sorted(one.bytes_each for one in kept)
+    return len(each) >= AGREEING and each[-1] - each[0] <= ALIKE_SHARE * each[len(each) // 2]
 
 
 def within(t_ns: Floats, held: Floats, done_ns: Floats, users: int, end_ns: float, after: float | None) -> Kept | str:
@@ -49,7 +74,7 @@ def within(t_ns: Floats, held: Floats, done_ns: Floats, users: int, end_ns: floa
     requests = np.searchsorted(done_ns, t_ns, side="right").astype(np.float64)
     if t_ns.size < LEAST_READINGS or requests[-1] - requests[0] < LEAST_REQUESTS:
         count = int(requests[-1] - requests[0]) if t_ns.size else 0
-        return f"{t_ns.size} readings over {count} requests; it takes {LEAST_READINGS} over {LEAST_REQUESTS}"
+        return TooFew(f"{t_ns.size} readings over {count} requests; it takes {LEAST_READINGS} over {LEAST_REQUESTS}")
     edges = np.linspace(0, t_ns.size, PARTS + 2).round().astype(np.intp)
     middles = [slice(first, last) for first, last in pairwise(edges)]
     at = np.array([np.median(requests[part]) for part in middles])
@@ -62,7 +87,8 @@ def within(t_ns: Floats, held: Floats, done_ns: Floats, users: int, end_ns: floa
     some = np.linspace(0, t_ns.size - 1, min(t_ns.size, 500)).astype(np.intp)
     each = _slope(requests[some], held[some])
     off = (found.high - found.low) / 2 + abs(each - found.bytes_each)  # two ways to tell it, and neither is the truth
-    return Kept(each, each - off, each + off, int(requests[-1] - requests[0]))
+    long = float(t_ns[-1] - t_ns[0]) >= LONG_S * 1e9
+    return Kept(each, each - off, each + off, int(requests[-1] - requests[0]), long)
 
 
 def across(requests: Sequence[int], loads: Sequence[float], held: Sequence[tuple[float, float]]) -> Kept | str:
@@ -80,9 +106,10 @@ def across(requests: Sequence[int], loads: Sequence[float], held: Sequence[tuple
             steps.append((count, after - before))
         most, last = max(most, load), after
     if len(steps) < LEAST_STEPS or sum(count for count, _ in steps) < LEAST_REQUESTS:
-        return f"{len(steps)} levels asked for no more than one before them; it takes {LEAST_STEPS}"
+        return TooFew(f"{len(steps)} levels asked for no more than one before them; it takes {LEAST_STEPS}")
     counts, grown = np.array(steps, np.float64).T
-    return _kept(counts, grown, held[0][0])
+    found = _kept(counts, grown, held[0][0])
+    return found if isinstance(found, str) else replace(found, sure=True)
 
 
 def _kept(requests: Floats, grown: Floats, held: float) -> Kept | str:

@@ -7,12 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from loadbench.analysis import words
 from loadbench.analysis.findings import Memory, Recovery, Share
 from loadbench.analysis.memory_fit import predict
+from loadbench.analysis.memory_leak import SO_FAR, is_told
 from loadbench.analysis.summary import Level
-from loadbench.analysis.words import listed, mib, size
+from loadbench.analysis.words import listed, size
 from loadbench.records import load_title
 
 EXAMPLE_TOKENS = 2048  # what Foundry Local reserves where a request does not say
 EXAMPLE_STREAMS = 8
+HOW: Mapping[str | None, str] = {
+    "oom_killed": "as a kill by the kernel",
+    "crashed": "as a crash, likely for want of memory",
+    "wedged": "as allocation errors, after which the service was wedged",
+    "unreachable": "as allocation errors, after which the service was unreachable",
+}
 SHORT = {"under_pressure": "Memory was short", "spills": "Memory spilled"}
 
 
@@ -22,7 +29,7 @@ def memory(found: Memory | None, levels: Sequence[Level], local: bool) -> Iterat
         yield from _before_and_after(levels)
     if found is not None:
         yield from _takes(found, {level.index: level for level in levels}, local)
-        yield from _leak(found)
+        yield from _leak(found, sure=any(is_told(level.memory.because) for level in levels if level.memory))
     for verdict, told in SHORT.items():
         mine = [level for level in levels if level.memory and level.memory.verdict == verdict]
         if mine and mine[0].memory:
@@ -34,6 +41,21 @@ def recovery(found: Recovery) -> str:
     return f"The target: {found.told}."
 
 
+def no_failure(rungs: Sequence[Level]) -> Iterator[str]:
+    """Of a ladder that was to go on until failure and came to its end."""
+    sent = sum(level.requests.attempted for level in rungs)
+    if not sent:
+        return
+    cut = sum(level.requests.failed.get("censored", 0) for level in rungs) / sent
+    told = f"No failure for want of memory up to {load_title(rungs[-1].load)}"
+    yield f"{told}, but {cut:.0%} of the answers were cut off before their end." if cut else f"{told}."
+
+
+def how_failed(level: Level) -> str:
+    """In what way it failed for want of memory."""
+    return HOW.get(level.target.state, "as allocation errors that the service survived")
+
+
 def _before_and_after(levels: Sequence[Level]) -> Iterator[str]:
     """From before the first level, over the highest, to after the last."""
     rss = [level.target.rss_bytes for level in levels]
@@ -41,8 +63,8 @@ def _before_and_after(levels: Sequence[Level]) -> Iterator[str]:
     if not peaks:
         return
     before, after = rss[0].before, rss[-1].after
-    told = [f"{mib(before)} before" if before is not None else "", f"{mib(max(peaks))} at its peak"]
-    told.append(f"{mib(after)} after" if after is not None else "")
+    told = [f"{size(before)} before" if before is not None else "", f"{size(max(peaks))} at its peak"]
+    told.append(f"{size(after)} after" if after is not None else "")
     yield f"The service's memory: {', '.join(part for part in told if part)}."
 
 
@@ -58,8 +80,8 @@ def _takes(found: Memory, levels: Mapping[int, Level], local: bool) -> Iterator[
     if any(level.purpose == "rung" for level in levels.values()):
         why = found.base.not_told or found.per_token.not_told or found.per_stream.not_told
         yield f"What a stream takes is not told: {why}."
-    if failure:
-        yield f"Of failures for want of memory {failure}."
+    if failed is not None:
+        yield f"The first failure for want of memory came at {load_title(failed.load)}, {found.how}."
 
 
 def _each(found: Memory) -> str:
@@ -93,9 +115,10 @@ def _example(found: Memory, levels: Mapping[int, Level]) -> str:
     return f"{2 * most} such streams would need {size(needs)}" if needs and most else ""
 
 
-def _leak(found: Memory) -> Iterator[str]:
+def _leak(found: Memory, sure: bool) -> Iterator[str]:
     leak = found.leak_per_1000
     if leak.value_bytes is not None and leak.interval_95 is not None:
         low, high = leak.interval_95
         each = f"{size(leak.value_bytes / 1e3)} for every request ({size(low / 1e3)} to {size(high / 1e3)})"
-        yield f"It leaks: it keeps {each}, {size(leak.value_bytes)} for every 1,000."
+        told = f"{each}, {size(leak.value_bytes)} for every 1,000"
+        yield f"It leaks: it keeps {told}." if sure else f"So far it keeps {told}: {SO_FAR}."

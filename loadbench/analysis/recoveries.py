@@ -45,14 +45,17 @@ def _told(event: dict[str, Any], level: Level | None) -> str:
     """``crashed at 8 users, likely cause: want of memory; restarted by us; first good token after 0.9 s; …``."""
     at = "" if level is None else f" at {load_title(level.load)}"
     cause = None if level is None else next((line for line in level.target.evidence if "cause" in line), None)
-    told = [f"{event['state'].replace('_', ' ')}{at}{f', {cause}' if cause else ''}"]
+    what = "killed by the kernel for want of memory" if event["state"] == "oom_killed" else None
+    told = [f"{what}{at}" if what else f"{event['state'].replace('_', ' ')}{at}{f', {cause}' if cause else ''}"]
     told += ["restarted by us"] if event["restarted"] else []
     token_s, ttft_s = event.get("to_token_s"), event.get("to_usual_s")
     if token_s is None:
         last = event.get("last_failure")
         told.append(f"not back within {event['limit_s']:g} s{f' ({last})' if last else ''}")
     else:
-        told.append(f"first good token after {token_s:.1f} s")
+        noticed_s = event.get("noticed_s")
+        when = "" if noticed_s is None else f" from the last one ({token_s - noticed_s:.1f} s from when it was noticed)"
+        told.append(f"first good token after {token_s:.1f} s{when}")
         if ttft_s is not None and ttft_s > token_s:
             told.append(f"as fast as before after {ttft_s:.1f} s")
         elif ttft_s is None and event.get("ttft_before_ms") is not None:

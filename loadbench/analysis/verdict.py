@@ -6,12 +6,14 @@ by ``sentences`` and ``open_words``, what its memory does by ``memory_words``.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from loadbench.analysis import left_out, memory_words, open_words, sentences, words
-from loadbench.analysis.cautions import STATUS
+from loadbench.analysis.cautions import ENDED, STATUS
 from loadbench.analysis.findings import Ladder, Result
 from loadbench.analysis.summary import ClosedLoad, Level, Summary, Verdict
 from loadbench.records import load_title
@@ -63,7 +65,7 @@ def exit_code(summary: Summary) -> int:
         return 3
     if summary.status != "complete" or not summary.levels or any(_invalid(level) for level in _valid_needed(summary)):
         return 94
-    if any(search.result == "undecided" for search in summary.searches):
+    if any(search.result == "undecided" for search in summary.searches) or _gave_up(summary):
         return 94
     return 99 if summary.verdict.slo == "fail" else 0
 
@@ -94,15 +96,25 @@ def why(summary: Summary, code: int) -> str:
     if summary.status != "complete":
         ended = sum(level.complete for level in summary.levels)
         return f"result invalid: {STATUS[summary.status]} when {ended} of {summary.levels_planned} levels had ended"
+    if gave_up := _gave_up(summary):
+        return f"result invalid: the memory ladder has no answer: {gave_up}"
     unanswered = [search.because for search in summary.searches if search.result == "undecided"]
     if unanswered and not any(_invalid(level) for level in _valid_needed(summary)):
         return f"result invalid: the search has no answer: {'; '.join(unanswered)}"
     if any(_is_rung(level) and level.memory and level.memory.of is None for level in _valid_needed(summary)):
         return "result invalid: no memory of the target was read, so that the memory ladder has no answer"
     attempted = sum(level.requests.attempted for level in summary.levels)
+    if not attempted:
+        stopped = [f": {left.because}" for left in summary.not_run]
+        return f"result invalid: no request was sent{''.join(stopped[:1])}"
     failed = _failed(summary.levels)
     kinds = ", ".join(f"{n:,} {name}" for name, n in failed.most_common()) or "none failed, a gate had too few"
     return f"result invalid: {failed.total():,} of {attempted:,} requests failed ({kinds})"
+
+
+def _gave_up(summary: Summary) -> str | None:
+    """Why a memory ladder ended, where it ended neither at its limit nor for want of memory nor to spare the host."""
+    return next((left.because for left in summary.not_run if left.rule == "target_degraded"), None)
 
 
 def _named(level: Level, summary: Summary) -> str:
@@ -165,7 +177,16 @@ def _answers(level: Level, summary: Summary) -> bool:
         return True
     failing = {ladder.stage for ladder in summary.ladders if _FAILURE in ladder.rules}
     in_time = level.requests.ok or any(level.requests.failed.get(name) for name in ("censored", "total_deadline"))
-    return bool(in_time) and (level.memory.of is not None or level.stage in failing)
+    return bool(in_time) and (level.memory.of is not None or (level.stage in failing and _has_failed(level, summary)))
+
+
+def _has_failed(level: Level, summary: Summary) -> bool:
+    """Whether its ladder found the load that is too much."""
+    ladder = (other for other in summary.levels if (other.model, other.stage) == (level.model, level.stage))
+    return any(
+        other.target.state in DEAD or (other.memory is not None and other.memory.verdict == "out_of_memory")
+        for other in ladder
+    )
 
 
 def _invalid(level: Level) -> bool:
@@ -223,16 +244,26 @@ def _model(summary: Summary, levels: Sequence[Level], model: str) -> Iterator[st
         yield from open_words.over_time(level)
     for left in summary.not_run:
         if left.model == model:
-            yield left_out.not_run(left, by_index)
+            brief = re.sub(r"the target is oom_killed\b.*", "killed by the kernel for want of memory", left.because)
+            yield left_out.not_run(replace(left, because=brief), by_index)
     for phases in summary.phases:
         if phases.model == model:
             yield from sentences.phases(phases)
+    yield from memory_words.no_failure([level for level in levels if _has_held(level, summary)])
     takes = next((found for found in summary.memory if found.model == model), None)
     yield from memory_words.memory(takes, levels, bool(summary.endpoint.get("local")))
     for recovery in summary.recoveries:
         if recovery.level in by_index:
             yield memory_words.recovery(recovery)
     yield from _failures(levels)
+
+
+def _has_held(level: Level, summary: Summary) -> bool:
+    """Whether it is a rung of a ladder until failure that found none, and went to its end."""
+    failing = {ladder.stage for ladder in summary.ladders if _FAILURE in ladder.rules}
+    ended = any((left.model, left.stage) == (level.model, level.stage) for left in summary.not_run)
+    held = _is_rung(level) and level.stage in failing and not ended and summary.status == "complete"
+    return held and not _has_failed(level, summary)
 
 
 def _climbs(level: Level, summary: Summary) -> bool:
@@ -254,15 +285,28 @@ def _where(summary: Summary) -> str:
 
 def _failures(levels: Sequence[Level]) -> Iterator[str]:
     attempted = sum(level.requests.attempted for level in levels)
-    cut = sum(level.requests.failed.get("censored", 0) for level in levels if _is_rung(level))
-    failed = _failed(levels) - Counter(censored=cut)
+    lost, stopped, cut = (sum(level.requests.failed.get("censored", 0) for level in of) for of in _given_up(levels))
+    failed = _failed(levels) - Counter(censored=lost + stopped + cut)
     if failed:
         told = ", ".join(f"{count} {outcome}" for outcome, count in failed.items())
         yield f"{failed.total()} of {attempted} requests failed ({told})."
-    elif attempted and not cut:
+    elif attempted and not lost + stopped + cut:
         yield f"All requests succeeded ({attempted})."
+    if lost:
+        yield f"{lost} of {attempted} requests were lost when the target died."
+    if stopped:
+        yield f"{stopped} of {attempted} requests were cut off with their rung, before it was through."
     if cut:
         yield f"{cut} of {attempted} requests were given up at the end of their rung, as planned."
+
+
+def _given_up(levels: Sequence[Level]) -> tuple[list[Level], list[Level], list[Level]]:
+    """The rungs that ended with the target, that were stopped before their bound, and that ended by it."""
+    rungs = [level for level in levels if _is_rung(level)]
+    lost = [level for level in rungs if level.target.state in (*DEAD, "restarted")]
+    others = [level for level in rungs if level not in lost]
+    stopped = [level for level in others if not level.complete or level.ended_by in (*ENDED, "memory_floor")]
+    return lost, stopped, [level for level in others if level not in stopped]
 
 
 def _failed(levels: Sequence[Level]) -> Counter[str]:

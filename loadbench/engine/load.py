@@ -49,7 +49,8 @@ class Sender(Protocol):
 class Issuing:
     """Whether a level still starts requests; ``reason``: why not (duration, requests, time, schedule, or as told).
 
-    It is shard ``index`` of ``count``: its requests are numbered so that no two shards use a number twice.
+    It is shard ``index`` of ``count``: its requests are numbered so that no two shards use a number twice. On the rung
+    of a memory ladder (``once``) each user asks once, and it lasts until all are answered or its time is up.
     """
 
     def __init__(self, level: Level, clock: Clock, start_ns: int | None = None, index: int = 0, count: int = 1) -> None:
@@ -57,6 +58,7 @@ class Issuing:
         self.clock = clock
         self.start_ns = clock.now_ns() if start_ns is None else start_ns
         self.index, self.count = index, count
+        self.once = level.purpose == "rung"
         self.end_ns = None if level.duration_s is None else self.start_ns + int(level.duration_s * 1e9)
         self.limit_ns = None if level.at_most_s is None else self.start_ns + int(level.at_most_s * 1e9)
         self.issued = 0
@@ -71,13 +73,19 @@ class Issuing:
         level = self.level
         if self.reason is None:
             now_ns, enough = self.clock.now_ns(), self.issued >= level.min_requests
-            if enough and level.requests is not None and self.issued >= level.requests:
+            if enough and level.requests is not None and self.issued >= level.requests and not self.once:
                 self.stop("requests")
             elif enough and self.end_ns is not None and now_ns >= self.end_ns:
                 self.stop("duration")
             elif self.limit_ns is not None and now_ns >= self.limit_ns:
                 self.stop("time")
         return self.reason is None
+
+    def drain_s(self, longest_s: float) -> float:
+        """How long what is in flight may still take: on a rung no longer than its time."""
+        if not self.once or self.limit_ns is None:
+            return longest_s
+        return min(longest_s, max(0.0, (self.limit_ns - self.clock.now_ns()) / 1e9))
 
     def is_over_at(self, offset_ns: int) -> str | None:
         """Open loop: whether a request that is due so long after the start is none of the level's, and why."""
@@ -168,6 +176,8 @@ async def closed(issuing: Issuing, sender: Sender, prompts: Iterator[Prompt], us
             if not issuing.may_start():
                 return
             sample = await _send(issuing, sender, issuing.next_request(prompts, due_ns, number))
+            if issuing.once:
+                return
             due_ns = issuing.clock.now_ns()
             if sample.outcome != "ok":
                 asked_ns = sample.due_ns if sample.sent_ns is None else sample.sent_ns
@@ -239,7 +249,7 @@ async def run_level(
         await asyncio.wait({issuer, watch}, return_when=asyncio.FIRST_COMPLETED)
         issuing.stop("requests")  # every user is done; a reason that was given before stands
         on_issue_end(issuing.reason or "")
-        _, unfinished = await asyncio.wait({issuer}, timeout=drain_s)
+        _, unfinished = await asyncio.wait({issuer}, timeout=issuing.drain_s(drain_s))
         if unfinished:
             sender.abort()
         await issuer

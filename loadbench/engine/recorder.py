@@ -21,6 +21,7 @@ import orjson
 
 from loadbench.errors import UsageError
 from loadbench.hdr import Hdr, HlogWriter, make_tag
+from loadbench.outcomes import is_starved
 from loadbench.records import Sample
 from loadbench.scenario.schema import Slo
 
@@ -67,6 +68,7 @@ class Recorder:
         self._values: dict[tuple[str, str], array[int]] = {}
         self._chunks = 0
         self.limits: Limits | None = None
+        self.last_token_ns = 0
         self.begin_level(0, 0)
 
     def begin_level(self, level: int, now_ns: int, *, from_due: bool = False) -> None:
@@ -80,6 +82,7 @@ class Recorder:
         self.good = 0
         self.attempted = 0
         self.outcomes: Counter[str] = Counter()
+        self.starved = 0
         self.ttft = Hdr()
         self.e2e = Hdr()
 
@@ -96,9 +99,11 @@ class Recorder:
         """Write down one request's end."""
         # At once, before the user's next request: whatever kills us, no answered request is ever lost. 3 µs.
         self._write(self._samples, orjson.dumps(sample._asdict(), option=orjson.OPT_APPEND_NEWLINE))
+        self.last_token_ns = max(self.last_token_ns, sample.last_token_ns or 0)
         if sample.phase != "load":
             return
         self.outcomes[sample.outcome] += 1
+        self.starved += sample.detail is not None and is_starved(sample.detail)
         if sample.sent_ns is not None:
             self._array("lag", sample.kind).append(max(0, sample.sent_ns - sample.due_ns))
         if sample.first_token_ns is not None:

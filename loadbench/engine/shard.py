@@ -31,7 +31,8 @@ TICK_NS = 1_000_000_000
 class Counters:
     """A level so far: what the live view and the telemetry show. ``good``: ended within the recorder's limits.
 
-    ``ok_in_time`` and ``chunks_in_time`` are without what came in the drain.
+    ``ok_in_time`` and ``chunks_in_time`` are without what came in the drain. ``starved`` failed with a text that
+    speaks of memory under a limit; ``last_token_ns`` is when the last token came, in this level or before, 0: never.
     """
 
     in_flight: int = 0
@@ -44,6 +45,8 @@ class Counters:
     outcomes: Counter[str] = field(default_factory=Counter)
     ttft: Hdr = field(default_factory=Hdr)
     e2e: Hdr = field(default_factory=Hdr)
+    starved: int = 0
+    last_token_ns: int = 0
 
     @property
     def ended(self) -> int:
@@ -61,6 +64,8 @@ class Counters:
         self.outcomes += other.outcomes
         self.ttft.merge(other.ttft)
         self.e2e.merge(other.e2e)
+        self.starved += other.starved
+        self.last_token_ns = max(self.last_token_ns, other.last_token_ns)
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "ttft": self.ttft.encode(), "e2e": self.e2e.encode()}
@@ -249,6 +254,8 @@ class Shard:
             recorder.outcomes,
             recorder.ttft,
             recorder.e2e,
+            recorder.starved,
+            recorder.last_token_ns,
         )
 
     def _connections_for(self, level: Level) -> int:

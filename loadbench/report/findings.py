@@ -84,6 +84,7 @@ def not_run(summary: Summary) -> list[str]:
         f"{f'{left.model} ' if models else ''}{', '.join(left.loads)}:"
         f" {f'after {load_title(levels[left.after_level].load)}, ' if left.after_level in levels else ''}{left.because}"
         for left in summary.not_run
+        if left.loads
     ]
 
 

@@ -130,8 +130,10 @@ def _levels(model: str, levels: Sequence[Level]) -> Table:
     kept = [column for column in columns if not {*column.cells} <= {NONE, "0", "0 %"}]
     of = dict.fromkeys(OF[memory.of] for memory in memories if memory.of is not None)
     sampled = any(memory.peak_bytes is not None and not memory.exact for memory in memories)
-    note = f"{SAMPLED} the highest of samples: it may have been more between two of them" if sampled else None
-    return Table(model, f"memory by level: {', '.join(of)}", tuple(kept), note)
+    notes = [f"{SAMPLED} the highest of samples: it may have been more between two of them"] if sampled else []
+    if any(memory.of == "rss" and (memory.peak_bytes or 0) > (memory.limit_bytes or math.inf) for memory in memories):
+        notes.append("a peak above the limit: pages of mapped files are resident, and no limit counts them")
+    return Table(model, f"memory by level: {', '.join(of)}", tuple(kept), "; ".join(notes) or None)
 
 
 def _peak(memory: LevelMemory) -> str:
@@ -140,19 +142,30 @@ def _peak(memory: LevelMemory) -> str:
 
 
 def _verdicts(levels: Sequence[Level], everything: bool) -> Iterator[Row]:
-    """Levels of one verdict and the same evidence share a row; what the state stands on is told with the state."""
+    """Levels of one verdict and the same evidence share a row; a target that ran out of memory has one with both."""
     rows: dict[tuple[str, str], list[Level]] = {}
     for level in levels:
         if level.memory is not None and (everything or level.memory.verdict not in _AT_EASE):
-            because = (line for line in level.memory.because if not (_unwell(level) and line in level.target.evidence))
-            rows.setdefault((level.memory.verdict, "; ".join(because)), []).append(level)
-    for (verdict, evidence), found in rows.items():
-        yield (_stands(found), _spaced(verdict), evidence)
+            told, state, because = str(level.memory.verdict), level.target.state, level.memory.because
+            if _is_one(level):
+                told = f"{told}: {state}"
+                because = tuple(dict.fromkeys((*because, *level.target.evidence)))
+                because = tuple(line for line in because if line != f"the target was {state}")
+            elif _unwell(level):
+                because = tuple(line for line in because if line not in level.target.evidence)
+            rows.setdefault((told, "; ".join(because)), []).append(level)
+    for (told, evidence), found in rows.items():
+        yield (_stands(found), _spaced(told), evidence)
+
+
+def _is_one(level: Level) -> bool:
+    """Whether the state of the target and the verdict on its memory are two words for one failure."""
+    return _unwell(level) and level.memory is not None and level.memory.verdict == "out_of_memory"
 
 
 def _states(levels: Sequence[Level]) -> Iterator[Row]:
     for level in levels:
-        if _unwell(level):
+        if _unwell(level) and not _is_one(level):
             yield (_stands([level]), _spaced(level.target.state), "; ".join(level.target.evidence))
 
 
@@ -184,7 +197,7 @@ def _recoveries(summary: Summary, model: str, levels: Sequence[Level]) -> Table:
         Cells(("memory", "returned"), 5, tuple(_answer(each.memory_returned) for each in found)),
     )
     untold = [f"after {load_title(level.load)}: {each.told}" for level, each in rows if each.to_ttft_s is None]
-    title = "the way back, from when it was seen to be gone"
+    title = "the way back, from its last good token"
     return Table(model, title, columns, "; ".join(untold) or None)
 
 
@@ -204,10 +217,15 @@ def _fit(summary: Summary, memory: Memory) -> Finding:
         "grows": "taken while the answer grows; where a cache is copied into a larger one, both count",
         None: "",
     }[memory.allocates]
+    shares = memory.base, memory.per_stream, memory.per_token
     rows: list[Row] = [
         ("with no stream", *_share(memory.base, "")),
         (f"each stream{at}", *_share(memory.per_stream, how if at else "")),
         ("each of a stream's tokens", *_share(memory.per_token, how)),
+    ]
+    if not any(told.value_bytes is not None for told in shares) and len({told.not_told for told in shares}) == 1:
+        rows = [("what a stream takes", *_share(memory.base, ""))]
+    rows += [
         ("kept per 1,000 requests", *_share(memory.leak_per_1000, "")),
     ]
     if memory.first_failure in known:
@@ -222,7 +240,8 @@ def _fit(summary: Summary, memory: Memory) -> Finding:
 def _share(told: Share, because: str) -> tuple[str, str]:
     if told.value_bytes is None:
         return "not told", told.not_told or ""
-    return _size(told.value_bytes) + _between(told.interval_95), because
+    unsure = told.not_told if told.interval_95 is None else None
+    return _size(told.value_bytes) + _between(told.interval_95), "; ".join(filter(None, (because, unsure)))
 
 
 def _between(reach: Range | None) -> str:
@@ -241,7 +260,7 @@ def _needs(summary: Summary, memory: Memory) -> list[Finding]:
     stream, token = (told.value_bytes or 0.0 for told in (memory.per_stream, memory.per_token))
     of_model = [(level, level.memory) for level in summary.levels if level.index in memory.levels]
     known = [(level, figures) for level, figures in of_model if figures is not None]
-    room, whose = _room(summary, [figures for _, figures in known])
+    room, whose, is_met_before = _room(summary, base, [figures for _, figures in known])
     failed_users, failed_tokens = _failed_at(summary, memory)
     # What grows has grown to its end only where every answer came to its own.
     whole = [x for level, x in known if memory.allocates != "grows" or level.requests.ok == level.requests.attempted]
@@ -255,8 +274,12 @@ def _needs(summary: Summary, memory: Memory) -> list[Finding]:
 
     def most(tokens: float) -> str:
         fit = (room - base) / each[tokens] if each[tokens] > 0 else math.inf
-        fit = min(fit, failed_users - 1) if tokens >= failed_tokens else fit
-        return NONE if math.isinf(fit) else f"{int(fit):,}" if fit >= 1 else "none"
+        fewer = is_met_before and fit >= 1
+        if tokens >= failed_tokens and failed_users - 1 <= fit:
+            fit, fewer = failed_users - 1, False
+        if math.isinf(fit):
+            return NONE
+        return f"fewer than {int(fit) + 1:,}" if fewer else f"{int(fit):,}" if fit >= 1 else "none"
 
     rows: list[Row] = [(f"{users:,}", *(cell(users, tokens) for tokens in each)) for users in USERS]
     rows.append(("at most", *map(most, each)))
@@ -264,8 +287,12 @@ def _needs(summary: Summary, memory: Memory) -> list[Finding]:
     notes = ["in brackets: more than any of these levels had"] if any("(" in cell for cell in cells) else []
     if any(TOO_MUCH in cell for cell in cells):
         notes += [] if math.isinf(failed_users) else [f"{TOO_MUCH} no less than the load that failed"]
-        notes += [] if math.isinf(room) else [f"{TOO_MUCH} more than the {octets(room)} that there are: {whose}"]
-    headings = ("users", *(f"{tokens:,.0f} tokens each" for tokens in each))
+        if is_met_before:
+            by = f"by more than its limit of {octets(room - base)}"
+            notes.append(f"{TOO_MUCH} grows {by}, which counts all that is asked for and is met before as much is held")
+        elif not math.isinf(room):
+            notes.append(f"{TOO_MUCH} more than the {octets(room)} that there are: {whose}")
+    headings = ("users", *(f"{tokens:,.0f} tokens each" if tokens else "as these levels asked" for tokens in each))
     return [Finding(memory.model, "what it would need", headings, tuple(rows), tuple(notes))]
 
 
@@ -288,23 +315,26 @@ def _is_sure(told: Share) -> bool:
     return told.value_bytes is not None and (told.interval_95 or (told.value_bytes, 0))[0] > 0
 
 
-def _room(summary: Summary, known: Sequence[LevelMemory]) -> tuple[float, str]:
+def _room(summary: Summary, base_bytes: float, known: Sequence[LevelMemory]) -> tuple[float, str, bool]:
     """How much the target may come to hold, and what sets that bound; infinitely much where nothing is known of it.
 
-    RLIMIT_DATA is no such bound: it counts what is asked for, threads' stacks too, and is met before as much is held.
+    And whether that bound is met before as much is held: RLIMIT_DATA counts what is asked for, threads' stacks too, but
+    no mapped file. So what the target holds without load may lie outside it, and all that load adds lies within.
     """
-    limit = (summary.memory_source or {}).get("limit") or {}
-    bounds: list[tuple[float, str]] = [
-        (memory.limit_bytes, "its device's memory" if memory.of == "gpu" else "its limit")
-        for memory in known
-        if memory.limit_bytes is not None and (memory.of == "gpu" or limit.get("kind") != "RLIMIT_DATA")
-    ]
+    early = ((summary.memory_source or {}).get("limit") or {}).get("kind") == "RLIMIT_DATA"
+    bounds: list[tuple[float, str, bool]] = []
+    for memory in known:
+        if memory.limit_bytes is not None and memory.of == "gpu":
+            bounds.append((memory.limit_bytes, "its device's memory", False))
+        elif memory.limit_bytes is not None:
+            bounds.append((memory.limit_bytes + (base_bytes if early else 0.0), "its limit", early))
+    left = "what it held at its peak, and what its machine had left"
     bounds += [
-        (memory.peak_bytes + memory.available_min_bytes, "what it held at its peak, and what its machine had left")
+        (memory.peak_bytes + memory.available_min_bytes, left, False)
         for memory in known
         if memory.of != "gpu" and memory.peak_bytes is not None and memory.available_min_bytes is not None
     ]
-    return min(bounds, default=(math.inf, ""), key=lambda bound: bound[0])
+    return min(bounds, default=(math.inf, "", False), key=lambda bound: bound[0])
 
 
 def _stands(levels: Sequence[Level]) -> Stands:

@@ -26,7 +26,6 @@ from loadbench.scenario.schema import PROBE_TOKEN_VARIABLE, Scenario
 from loadbench.scenario.shapes import StopRules, each
 from loadbench.scenario.stage import Stage
 from loadbench.scenario.units import DURATION
-from loadbench.target.containment import SMALLEST_BYTES
 from loadbench.target.synthetic import SYNTHETIC
 
 WIDEST = 120
@@ -51,11 +50,10 @@ class SearchPlan:
 def print_plan(loaded: Loaded, stream: TextIO | None = None, search: SearchPlan | None = None) -> None:
     """The plan of a scenario that has been read, or of a search that takes its loads and its SLO.
 
-    Raises UsageError for a synthetic model that there is not, and for a limit that no service starts under.
+    Raises UsageError for a synthetic model that there is not.
     """
     scenario = loaded.scenario
     _judge_models(loaded)
-    _judge_limit(loaded)
     plan = describe(scenario, levels(scenario, scenario.models, loaded.traces))
     console = console_on(stream or sys.stdout)
     console.soft_wrap = True
@@ -233,13 +231,6 @@ def _judge_models(loaded: Loaded) -> None:
             raise UsageError(
                 f"{loaded.path}: models: expected synthetic: with one of {', '.join(SYNTHETIC)}, got {model}"
             )
-
-
-def _judge_limit(loaded: Loaded) -> None:
-    found_bytes = loaded.scenario.memory_limit_bytes
-    if found_bytes is not None and found_bytes < SMALLEST_BYTES:
-        least, found = octets(SMALLEST_BYTES), octets(found_bytes)
-        raise UsageError(f"{loaded.path}: memory_limit: expected at least {least} for a service to start, got {found}")
 
 
 def _kind(name: str, weight: float) -> str:

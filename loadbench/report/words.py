@@ -27,7 +27,7 @@ def octets(value: float | None) -> str:
     if value is None:
         return NONE
     size, unit = (value / 2**20, "MiB") if abs(value) < 1000 * 2**20 else (value / 2**30, "GiB")
-    return f"{size:.3g} {unit}"
+    return f"{size:,.0f} {unit}" if abs(size) >= 100 else f"{size:.3g} {unit}"
 
 
 def share(value: float | None) -> str:

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from loadbench.scenario.part import Part, as_list, exactly_one, one_or_more, refuse
 from loadbench.scenario.redaction import redact, redact_url
 from loadbench.scenario.stage import Stage
-from loadbench.scenario.units import Count, Duration, Positive, Share, Size
+from loadbench.scenario.units import BYTES, Count, Duration, Positive, Share, Size
 
 EMBEDDED = "embedded"
 PROBE_TOKEN_VARIABLE = "LOADBENCH_PROBE_TOKEN"  # of the environment; never read from a file, never saved
@@ -29,6 +29,17 @@ _OURS = {
     *("trailer", "transfer-encoding", "upgrade", "x-request-id"),
 }
 _SENT_BY_US = {"model", "messages", "stream", "max_tokens", "temperature"}
+
+LEAST_LIMIT = "64MiB"  # the service takes 50 MB before it has a model
+
+
+def _limit(value: object) -> object:
+    """A limit under which no service starts is refused as it is written; what is no size is ``Size``'s to refuse."""
+    if BYTES.read(value) < BYTES.read(LEAST_LIMIT):
+        context = {"least": LEAST_LIMIT}
+        raise PydanticCustomError("expected", "expected {least} or more, for a service to start", context)
+    return value
+
 
 Models = Annotated[
     tuple[Annotated[str, StringConstraints(min_length=1)], ...],
@@ -268,7 +279,7 @@ class Scenario(Part):
         description="URL of loadbench probe on the model's host: the target's memory is read there. Its token comes"
         f" from {PROBE_TOKEN_VARIABLE}.",
     )
-    memory_limit_bytes: Size | None = Field(
+    memory_limit_bytes: Annotated[Size, BeforeValidator(_limit)] | None = Field(
         default=None,
         alias="memory_limit",
         description="The most memory that the embedded service may take, 2GiB; no limit unless stated.",

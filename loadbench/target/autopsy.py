@@ -6,13 +6,12 @@ import os
 import re
 from pathlib import Path
 
-from loadbench.outcomes import classify
+from loadbench.outcomes import classify, is_starved
 
 _KILL = re.compile(r".*Killed process (\d+) \(.*?\)")  # the `oom-kill:` line that comes with it tells no more
 _END = re.compile(
     r"terminate called|what\(\):|fatal|abort|cannot allocate|Resource temporarily unavailable", re.IGNORECASE
 )
-_NO_THREAD = re.compile(r"Resource temporarily unavailable")
 _LINES, _WIDTH = 3, 160
 
 
@@ -79,7 +78,7 @@ def speaks_of_memory(line: str, limited: bool) -> bool:
     ``limited``: under a limit at which allocations fail no thread can be started either, for want of its stack, and
     the service says "Resource temporarily unavailable". Elsewhere that may mean a limit of threads.
     """
-    return _speaks_of_memory(line) or (limited and _NO_THREAD.search(line) is not None)
+    return _speaks_of_memory(line) or (limited and is_starved(line))
 
 
 def _speaks_of_memory(line: str) -> bool:

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from loadbench.errors import UsageError
+from loadbench.target.processes import machine_bytes
 
 CGROUP_V2, CGROUP_V1, RLIMIT_DATA, JOB_OBJECT = "cgroup v2", "cgroup v1", "RLIMIT_DATA", "Job Object"
-
-SMALLEST_BYTES = 64 << 20  # the service takes 50 MB before it has a model
 
 # The limit is there before the child's first instruction, and `exec` keeps the pid. $0 is the folder or the KiB.
 _ENTER_CGROUP = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
@@ -100,14 +99,17 @@ def limit_for(command: Sequence[str], limit_bytes: int, kind: str | None = None)
     """The best limit that this machine lets us set, and the command that starts ``command`` under it.
 
     ``kind`` RLIMIT_DATA takes that though a cgroup could be made: to see allocations fail before the kernel kills.
-    Raises UsageError for a limit that no service starts under, and where there is no way to hold one.
+    Raises UsageError for a limit that holds nothing, and where there is no way to hold one.
     """
-    if limit_bytes < SMALLEST_BYTES:
-        raise UsageError(f"memory limit: expected at least {SMALLEST_BYTES >> 20} MiB, got {limit_bytes} bytes")
+    total_bytes = machine_bytes()
+    if limit_bytes > total_bytes:
+        has, got = (f"{size / 2**30:,.1f} GiB" for size in (total_bytes, limit_bytes))
+        raise UsageError(f"memory limit: expected no more than this machine's {has}, got {got}")
     if sys.platform == "win32":
         return Limit(JOB_OBJECT, limit_bytes, tuple(command), job=_make_job(limit_bytes))
     if sys.platform != "linux":
-        raise UsageError(f"memory limit: expected Linux or Windows, got {sys.platform}, which enforces none here")
+        cure = "go without one: --set memory_limit=null"
+        raise UsageError(f"memory limit: expected Linux or Windows, got {sys.platform}, which enforces none; {cure}")
     reasons = []
     for found, parent in _hierarchies() if kind != RLIMIT_DATA else ():
         try:

@@ -78,7 +78,8 @@ async def _probe(control: Control, path: str, timeout_s: float) -> Answer | Targ
 
 def _endpoint(url: Url, root: str, address: Address, dialect: Dialect, facts: dict[str, Any]) -> Endpoint:
     claimed = facts.pop("pid", None)
-    pid, absent = find_process(address.ip, address.port, claimed if isinstance(claimed, int) else None, dialect.process)
+    pid, why = find_process(address.ip, address.port, claimed if isinstance(claimed, int) else None, dialect.process)
+    facts["process"] = None if pid is None else why
     version = facts.get("version")
     given = url.path.removeprefix(root).removesuffix("/v1")
     base = next((base for base in dialect.bases if base.removesuffix("/v1") == given), dialect.bases[-1])
@@ -90,7 +91,7 @@ def _endpoint(url: Url, root: str, address: Address, dialect: Dialect, facts: di
         title=f"{dialect.title} {version}" if isinstance(version, str) else dialect.title,
         local=is_this_machine(address.ip),
         pid=pid,
-        pid_absent=absent,
+        pid_absent=why if pid is None else None,
         facts={name: value for name, value in facts.items() if value is not None},
     )
 

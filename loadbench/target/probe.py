@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import re
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address
@@ -38,10 +39,13 @@ _REASONS |= {408: "Request Timeout", 431: "Request Header Fields Too Large", 503
 Find = Callable[[], tuple[int | None, str]]
 
 
-def check_token(token: str | None) -> str | None:
+TOKEN_LEAST = 16  # characters beyond loopback, where anybody may try: of a word of eight it would take a night
+
+
+def check_token(token: str | None, given_by: str = "probe: --token or LOADBENCH_PROBE_TOKEN") -> str | None:
     """The token, if it fits into a header. UsageError, without it, if not: an empty one is a mistake, not no token."""
     if token is not None and not re.fullmatch(r"[!-~]+", token):
-        raise UsageError("probe: --token: expected printable ASCII without spaces, got something else")
+        raise UsageError(f"{given_by}: expected printable ASCII without spaces, got something else")
     return token
 
 
@@ -89,6 +93,7 @@ class Probe:
         self._watch = watch
         self._token = token
         self._talks: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], None] = {}  # have not been answered yet; oldest first
 
     @property
     def what(self) -> str:
@@ -98,6 +103,10 @@ class Probe:
         """Raises UsageError where nobody can listen there."""
         try:
             self._server = await asyncio.start_server(self._accept, host, port, limit=REQUEST_LIMIT_BYTES)
+        except socket.gaierror:
+            raise UsageError(
+                f"probe: --listen: expected an address of this machine, got {host}: no such host"
+            ) from None
         except OSError as error:
             raise UsageError(f"probe: --listen: expected an address that is free, got {host}:{port}: {error}") from None
         ip, port = self._server.sockets[0].getsockname()[:2]
@@ -112,8 +121,9 @@ class Probe:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        full = len(self._talks) >= CONNECTIONS_LIMIT
+        full = len(self._talks) >= CONNECTIONS_LIMIT and not self._end_a_stranger()
         self._talks.add(task)
+        self._strangers[task] = None
         try:
             with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 if full:
@@ -122,7 +132,17 @@ class Probe:
                     await self._talk(reader, writer)
         finally:
             self._talks.discard(task)
+            self._strangers.pop(task, None)
             writer.close()
+
+    def _end_a_stranger(self) -> bool:
+        """Have the oldest connection that has shown no token make room: silent ones must not keep others out."""
+        oldest = next(iter(self._strangers), None)
+        if oldest is None:
+            return False
+        del self._strangers[oldest]
+        oldest.cancel()
+        return True
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request after the other; whoever asks what is not offered is answered once."""
@@ -134,6 +154,8 @@ class Probe:
                 async with asyncio.timeout(allowed_s):
                     head = await reader.readuntil(b"\r\n\r\n")
                 status, body = await self._reply(head, perf_counter_ns())
+                if status == 200 and (task := asyncio.current_task()) is not None:
+                    self._strangers.pop(task, None)
             except TimeoutError:
                 status = 408
             except asyncio.LimitOverrunError:
@@ -186,10 +208,14 @@ async def serve_probe(
     """Start to serve the figures of one process on the running loop; ``port`` 0: any that is free.
 
     Which process: ``pid``, or the listener of ``service_port``, or what is called like the pattern ``name``, or what
-    looks like Foundry Local. Raises UsageError without a token beyond loopback, TargetError where there is no process.
+    looks like Foundry Local. Raises UsageError without a token that is hard to guess beyond loopback, TargetError where
+    there is no process.
     """
     if check_token(token) is None and not _is_loopback(host):
         raise UsageError(f"probe: --listen: expected a loopback address unless a token is given, got {host}")
+    if token is not None and len(token) < TOKEN_LEAST and not _is_loopback(host):
+        wanted = f"expected a token of {TOKEN_LEAST} characters or more to listen on {host}"
+        raise UsageError(f"probe: --token or LOADBENCH_PROBE_TOKEN: {wanted}, got one of {len(token)}")
     probe = Probe(TargetWatch(lambda: find_service(pid, service_port, name), named_by_pid=pid is not None), token)
     await probe.listen(host, port)
     return probe

@@ -61,7 +61,7 @@ class RemoteMemory:
             raise UsageError(str(error).replace("endpoint:", "target_probe:", 1)) from None
         self._path = self._url.path.removesuffix("/v1")
         self._base = self._url.origin + self._path
-        self._token = check_token(token)
+        self._token = check_token(token, "LOADBENCH_PROBE_TOKEN")
         self._clock = clock
         self._timeout_s = timeout_s
         self._address: Address | None = None

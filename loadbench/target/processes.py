@@ -13,6 +13,9 @@ RELIST_NS = 10_000_000_000
 """How old the list of child processes may get: listing them reads every process of the machine (2.5 ms for 77 of them,
 in which no event is read), the figures of a known one 30 to 60 µs."""
 
+CARRIERS = "ssh|docker|podman|rootlessport|slirp4netns|pasta|wslrelay|socat|nginx|caddy|haproxy|traefik|envoy"
+"""Names of what listens for a server that runs elsewhere: behind a tunnel, in a container, beyond a proxy."""
+
 FOUNDRY_PORTS = (5272, 5273)  # CLI up to 0.8; newer ones take any that is free
 FOUNDRY_NAME = "foundry|inference.service"
 
@@ -81,6 +84,11 @@ def _rss_bytes(process: psutil.Process) -> int | None:
         return None
 
 
+def machine_bytes() -> int:
+    """How much memory this machine has."""
+    return int(psutil.virtual_memory().total)
+
+
 def is_this_machine(ip: str) -> bool:
     """Whether ``ip`` is the loopback or the address of one of this machine's interfaces."""
     address = ip_address(ip)
@@ -91,18 +99,22 @@ def is_this_machine(ip: str) -> bool:
 
 
 def find_process(ip: str, port: int, claimed: int | None, name: str | None) -> tuple[int | None, str | None]:
-    """Find the process that serves ``ip:port`` on this machine: its pid, or None and the reason.
+    """Find the process that serves ``ip:port`` on this machine: its pid, or None and the reason; with a pid that is
+    taken for it without a name to know it by, how it was found.
 
     ``claimed`` is the pid that the service says it has; behind a tunnel or in a container that is another machine's
     number, so it counts only if that process listens on the port. Without one the port's listener is taken if its name
-    matches ``name``. Without either nothing is known.
+    matches ``name``. Without either it is taken whatever its name, unless that is known to serve for others.
     """
     if not is_this_machine(ip):
         return None, "the endpoint is on another machine"
     if claimed is not None:
         return _verify(claimed, port)
     if name is None:
-        return None, "which process holds the models is not known for this kind of server"
+        pid, what = _listening(port)
+        if pid is not None and re.search(CARRIERS, _called(pid), re.IGNORECASE):
+            return None, f"port {port} is served by {_called(pid)}, which does not hold the models itself"
+        return pid, what if pid is None else f"{what}: what listens there, since the server does not name its process"
     try:
         listeners = [c.pid for c in psutil.net_connections("tcp") if _listens(c.status, c.laddr, port) and c.pid]
     except psutil.AccessDenied:

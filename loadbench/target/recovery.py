@@ -33,13 +33,16 @@ class Clock(Protocol):
 
 @dataclass(slots=True)
 class Recovery:
-    """How a target came back, in seconds since ``since``; None: it did not come that far within ``limit_s``.
+    """How a target came back, in seconds since its last good token; None: it did not come that far in time.
+
+    ``noticed_s`` is when it was noticed and waiting began, for ``limit_s`` at most; None: that is what all counts from.
 
     ``model`` is the model as it is served now, loaded, for the requests that follow. ``to_usual_s`` is when TTFT was
     within 10 % or 50 ms of ``ttft_before_ms``, which is None where nothing was known of it.
     """
 
     limit_s: float
+    noticed_s: float | None = None
     to_port_s: float | None = None
     to_status_s: float | None = None
     to_token_s: float | None = None
@@ -63,7 +66,7 @@ class Recovery:
         return {"back": self.back} | {name: value for name, value in named.items() if value is not None}
 
     def told(self) -> str:
-        """``back: port after 0.4 s, status 0.4 s, first good token 0.9 s, TTFT as before (12 ms) 0.9 s``."""
+        """``back 12.5 s after the last good token (0.3 s after it was noticed): port after 12.2 s, …``."""
         named = {"port after": self.to_port_s, "status": self.to_status_s, "first good token": self.to_token_s}
         steps = [f"{name} {seconds:.1f} s" for name, seconds in named.items() if seconds is not None]
         if not self.back:
@@ -73,7 +76,13 @@ class Recovery:
             steps.append(f"TTFT as before ({self.ttft_after_ms:.0f} ms) {self.to_usual_s:.1f} s")
         elif self.ttft_before_ms is not None and self.ttft_after_ms is not None:
             steps.append(f"TTFT {self.ttft_after_ms:.0f} ms against {self.ttft_before_ms:.0f} before")
-        return f"back: {', '.join(steps)}"
+        return f"{self._back()}: {', '.join(steps)}"
+
+    def _back(self) -> str:
+        if self.noticed_s is None or self.to_token_s is None:
+            return "back"
+        noticed_s = self.to_token_s - self.noticed_s
+        return f"back {self.to_token_s:.1f} s after the last good token ({noticed_s:.1f} s after it was noticed)"
 
 
 async def recover(
@@ -83,17 +92,20 @@ async def recover(
     clock: Clock,
     *,
     since_ns: int | None = None,
+    noticed_ns: int | None = None,
     ttft_before_ms: float | None = None,
     rss_before_bytes: int | None = None,
     limit_s: float = LIMIT_S,
 ) -> Recovery:
     """Wait until the target serves the model ``asked`` again, and stamp each step on the run's clock.
 
-    ``since_ns`` is when the failure was noticed, else now; ``ask_canary`` sends one small request for the model that
-    it is given. Ends after ``limit_s`` whatever the target does, and does not raise for anything that it does.
+    ``since_ns`` is what times count from, else now, and ``noticed_ns`` when the failure was noticed. ``ask_canary``
+    sends one small request for the model that it is given. Ends after ``limit_s`` whatever the target does, and does
+    not raise for anything that it does.
     """
     since_ns = clock.now_ns() if since_ns is None else since_ns
     found = Recovery(limit_s, ttft_before_ms=ttft_before_ms, rss_before_bytes=rss_before_bytes)
+    found.noticed_s = None if noticed_ns is None else (noticed_ns - since_ns) / 1e9
 
     def elapsed_s() -> float:
         return (clock.now_ns() - since_ns) / 1e9

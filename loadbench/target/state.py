@@ -42,6 +42,7 @@ class Evidence:
     The rest is evidence of a death for want of memory, None or empty where it cannot be had: how many processes the
     kernel had killed in the service's own cgroup, and on the machine, before and after; the lines in which it says
     that it killed this one; what the service wrote last; the limit it ran under, and the most it was seen to hold.
+    ``starved`` requests failed with a text that speaks of memory where that limit makes allocations fail.
     """
 
     canary: Sample | None
@@ -53,6 +54,7 @@ class Evidence:
     attempted: int | None = None
     ended_by: str | None = None
     process: str | None = None
+    starved: int = 0
     oom_kills_before: int | None = None
     oom_kills_after: int | None = None
     machine_oom_kills_before: int | None = None
@@ -66,8 +68,8 @@ class Evidence:
 def judge(seen: Evidence) -> tuple[str, list[str]]:
     """(state, evidence in words). States as in MEASUREMENT.md.
 
-    A canary speaks of the moment, the level's requests of the level: where more than half of these failed by the
-    server's doing, a canary that is answered does not make it healthy.
+    A canary speaks of the moment, the level's requests of the level: where more than half of those that ended
+    failed by the server's doing, a canary that is answered does not make it healthy.
     """
     if seen.exit_code is not None or seen.process == "gone":
         return _death(seen)
@@ -149,11 +151,10 @@ def _machines_count(seen: Evidence) -> list[str]:
 def _signs(seen: Evidence) -> list[str]:
     """What speaks for want of memory without proving it."""
     words = []
-    if failed := seen.outcomes.get("out_of_memory", 0):
-        words.append(f"{failed} requests failed for want of memory before")
+    if failed := _wanting(seen):
+        words.append(f"{_requests(failed)} failed for want of memory before")
     limit = seen.limit
-    limited = limit is not None and not limit.kills
-    if any(speaks_of_memory(line, limited) for line in seen.last_words):
+    if any(speaks_of_memory(line, _limited(seen)) for line in seen.last_words):
         words.append("its last words speak of memory")
     if limit and seen.peak_bytes and seen.peak_bytes >= AT_LIMIT * limit.limit_bytes:
         words.append(f"it had been seen to hold {seen.peak_bytes >> 20} MiB")
@@ -175,11 +176,14 @@ def _with_answer(seen: Evidence, canary: Sample, gone: list[str]) -> tuple[str, 
     if seen.pid_before is not None and seen.pid_after is not None and seen.pid_after != seen.pid_before:
         changed = f"its process changed from {seen.pid_before} to {seen.pid_after}"
         return "restarted", [*words, changed, *_kernels_word(seen), *_machines_count(seen)]
-    if oom := seen.outcomes.get("out_of_memory", 0):
-        return "oom_reported", [*words, f"{oom} requests failed for want of memory and it lives"]
+    if oom := _wanting(seen):
+        told = [f"{_requests(oom)} failed for want of memory and it lives"]
+        if seen.starved and _limited(seen):
+            told.append(f"{seen.starved} with a text that means it under a limit at which allocations fail")
+        return "oom_reported", [*words, *told]
     faults = _count(seen, SERVERS_DOING)
-    if 2 * faults > _sent(seen) > 0:
-        return "degraded", [*words, *gone, _told(seen, SERVERS_DOING)]
+    if 2 * faults > _ended(seen) > 0:
+        return "degraded", [*words, *gone, _told(seen, SERVERS_DOING, _ended(seen))]
     return ("degraded" if gone else "healthy"), [*words, *gone]
 
 
@@ -187,7 +191,7 @@ def _without_canary(seen: Evidence, words: list[str]) -> tuple[str, list[str]]:
     """Judge from the level alone, where one fault is enough: nothing says that it is over."""
     failed = _count(seen, SERVERS_DOING | DEADLINES)
     if failed:
-        words.append(_told(seen, SERVERS_DOING | DEADLINES))
+        words.append(_told(seen, SERVERS_DOING | DEADLINES, _sent(seen)))
     if seen.ended_by == "target_died":
         return "unreachable", words
     if not failed and 0 < _sent(seen) <= _count(seen, seen.outcomes.keys() - {"dropped"}):
@@ -204,8 +208,29 @@ def _sent(seen: Evidence) -> int:
     return 0 if seen.attempted is None else seen.attempted - seen.outcomes.get("dropped", 0)
 
 
-def _told(seen: Evidence, names: Set[str]) -> str:
+def _ended(seen: Evidence) -> int:
+    """How many of them ended by themselves: of what the level's end cut off nobody knows how it would have ended."""
+    return max(0, _sent(seen) - seen.outcomes.get("censored", 0))
+
+
+def _limited(seen: Evidence) -> bool:
+    return seen.limit is not None and not seen.limit.kills
+
+
+def _wanting(seen: Evidence) -> int:
+    """How many requests failed for want of memory."""
+    return seen.outcomes.get("out_of_memory", 0) + (seen.starved if _limited(seen) else 0)
+
+
+def _requests(number: int) -> str:
+    return f"{number} request" if number == 1 else f"{number} requests"
+
+
+def _told(seen: Evidence, names: Set[str], asked: int) -> str:
     """``12 of 12 requests failed (12 http_5xx)``."""
     each = ", ".join(f"{count} {name}" for name, count in sorted(seen.outcomes.items()) if name in names and count)
-    of = f" of {_sent(seen)}" if _sent(seen) else ""
-    return f"{_count(seen, names)}{of} requests failed ({each})"
+    failed = _count(seen, names)
+    if not asked:
+        return f"{_requests(failed)} failed ({each})"
+    ended = " that ended" if asked < _sent(seen) else ""
+    return f"{failed} of {_requests(asked)}{ended} failed ({each})"

@@ -180,6 +180,7 @@ class Target:
         *,
         attempted: int | None = None,
         ended_by: str | None = None,
+        starved: int = 0,
     ) -> tuple[str, list[str]]:
         """(state, evidence) after a level, from its failures, a canary, the process, the machine, the control routes.
 
@@ -207,6 +208,7 @@ class Target:
             pid_after=pid_after,
             attempted=attempted,
             ended_by=ended_by,
+            starved=starved,
             process=None if pid is None or answers else process_state(pid),
             oom_kills_before=before.oom_kills,
             oom_kills_after=after.oom_kills,
@@ -215,7 +217,8 @@ class Target:
             kernel_log=() if pid is None else self._kernel_log.kills_of(pid),
             last_words=() if self.foundry is None else last_words(self.foundry.log_tail(before.log_bytes)),
             limit=limit,
-            peak_bytes=before.peak_rss_bytes if limit is None else limit.peak_bytes or before.peak_rss_bytes,
+            # A cgroup's own peak has the pages of files too, and is the process's, not the level's.
+            peak_bytes=before.peak_rss_bytes or (None if limit is None else limit.peak_bytes),
         )
         self._marks = after
         return judge(seen)
