@@ -19,6 +19,7 @@ from loadbench.analysis.steady import SURE_Z
 
 LEAST_REQUESTS = 30
 LEAST_TIMES = 2.0  # p90 ÷ p10 of the input tokens
+MOST_APART = 3.0  # a speed that may be three times as high is none
 MOST_REQUESTS = 1_000  # the slopes of all pairs are compared: half a million
 ALONE = 0.5  # in flight on average in open loop: then six in ten requests and more find the server idle
 LEAST_LEVELS = 3
@@ -100,6 +101,9 @@ def _prefill(spans: Sequence[Span]) -> Fit:
     if fit.slope_ms_interval_95 is not None and fit.slope_ms_interval_95[0] <= 0:
         reason = "TTFT does not grow with the input tokens beyond chance"
         return _not_told(f"{reason}; a server that keeps the prefixes of repeated prompts looks like this", n, levels)
+    if fit.slope_ms_interval_95 is not None and fit.slope_ms_interval_95[1] > MOST_APART * fit.slope_ms_interval_95[0]:
+        low, high = (1e3 / slope_ms for slope_ms in reversed(fit.slope_ms_interval_95))
+        return _not_told(f"the prompts tell no speed: {low:,.0f} to {high:,.0f} tokens/s", n, levels)
     if beside := _beside(fit, tokens, first_ms):
         return _not_told(f"no line describes it: {beside}", n, levels)
     return fit
