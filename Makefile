@@ -1,6 +1,6 @@
 # Two commands do all the set-up and the work on a fresh machine with Python 3.11 or later:
 #   make run     measure an embedded Foundry Local with a synthetic model, offline, and report
-#   make test    style, types and tests (`make coverage`: with their coverage, which takes three times as long)
+#   make test    style, types and tests (`make coverage`: with their coverage, which takes much longer)
 # And for developers: `make docs` writes what is made from the code (JSON Schemas, the README's tables), `make bench` says
 # what the client costs and how far its stamps are off, beside other clients (ARGS=--write: into bench/RESULTS.md);
 # `make bench-saturation` holds the capacity verdict and the search against servers whose truth is known, 20 times each.
