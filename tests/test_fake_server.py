@@ -50,11 +50,12 @@ async def test_in_a_stall_of_the_server_nothing_moves_and_afterwards_everything_
 
 async def test_memory_that_a_request_leaks_is_resident_and_stays() -> None:
     process = psutil.Process()
-    async with running(leak_bytes=24 << 20) as server:
+    # Above 32 MiB glibc always maps: smaller ones may fill pages that tests before this one left resident.
+    async with running(leak_bytes=48 << 20) as server:
         before = process.memory_info().rss
         await ask(server)
         await ask(server)
-        assert process.memory_info().rss - before > 40 << 20
+        assert process.memory_info().rss - before > 80 << 20
 
 
 async def test_without_the_token_there_is_no_answer_and_beyond_loopback_no_server() -> None:
