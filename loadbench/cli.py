@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from loadbench.scenario.load import Loaded
 
 INTERRUPTED = 130
+ELSEWHERE = {
+    "fake": ("loadbench.target.fake_cli", "fake_command"),
+    "probe": ("loadbench.target.probe_cli", "probe_command"),
+}
+"""Commands of their own modules, imported when they are asked for: no other should pay for that."""
 T = TypeVar("T")
 
 
@@ -29,18 +35,14 @@ class _Commands(click.Group):
     """Turns our errors into one line and their exit code, wherever they come from."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted([*super().list_commands(context), "fake", "probe"])
+        return sorted([*super().list_commands(context), *ELSEWHERE])
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name == "fake":  # its options come from the script's fields: 0.1 s that only it should pay
-            from loadbench.target.fake_cli import fake_command
-
-            return fake_command
-        if name == "probe":
-            from loadbench.target.probe_cli import probe_command
-
-            return probe_command
-        return super().get_command(context, name)
+        if name not in ELSEWHERE:
+            return super().get_command(context, name)
+        module, command = ELSEWHERE[name]
+        found: click.Command = getattr(import_module(module), command)
+        return found
 
     def invoke(self, context: click.Context) -> Any:
         try:
