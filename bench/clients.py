@@ -63,6 +63,17 @@ async def closed_loop(streams: int, spacing_s: float, tally: Tally, one: Callabl
     await asyncio.gather(*(user(place) for place in range(streams)))
 
 
+async def warm_and_measured(
+    streams: int, spacing_s: float, tally: Tally, one: Callable[[int, str], Awaitable[None]]
+) -> dict[str, Any]:
+    """The closed loop once every user has asked for nothing that counts; its cost."""
+    await asyncio.gather(*(one(place, f"warm-{place}") for place in range(streams)))
+    tally.rows.clear()
+    tally.begin()
+    await closed_loop(streams, spacing_s, tally, one)
+    return tally.cost()
+
+
 def body(tokens: int) -> dict[str, Any]:
     return {
         "model": MODEL,
@@ -144,11 +155,7 @@ async def run_aiohttp(port: int, streams: int, tokens: int, spacing_s: float, ta
                                 first, last, chunks = first or now, now, chunks + 1
             tally.rows.append((request_id, sent, first, last, chunks))
 
-        await asyncio.gather(*(one(0, f"warm-{n}") for n in range(streams)))
-        tally.rows.clear()
-        tally.begin()
-        await closed_loop(streams, spacing_s, tally, one)
-        return tally.cost()
+        return await warm_and_measured(streams, spacing_s, tally, one)
 
 
 async def run_openai(port: int, streams: int, tokens: int, spacing_s: float, tally: Tally) -> dict[str, Any]:
@@ -169,11 +176,7 @@ async def run_openai(port: int, streams: int, tokens: int, spacing_s: float, tal
             return
         tally.rows.append((request_id, sent, first, last, chunks))
 
-    await asyncio.gather(*(one(0, f"warm-{n}") for n in range(streams)))
-    tally.rows.clear()
-    tally.begin()
-    await closed_loop(streams, spacing_s, tally, one)
-    return tally.cost()
+    return await warm_and_measured(streams, spacing_s, tally, one)
 
 
 async def run_loadbench(port: int, streams: int, tokens: int, spacing_s: float, tally: Tally) -> dict[str, Any]:
@@ -188,24 +191,10 @@ async def run_loadbench(port: int, streams: int, tokens: int, spacing_s: float, 
     raise_open_file_limit()
     prompts = {"prompts": [{"name": "bench", "text": PROMPT}], "request": {"max_tokens": tokens}}
     mix = PromptMix(Scenario.model_validate(prompts), Path())
-    wire = Wire(
-        host="127.0.0.1",
-        port=port,
-        authority=f"127.0.0.1:{port}",
-        path="/v1/chat/completions",
-        tls=False,
-        model=MODEL,
-        stream=True,
-        temperature=0.0,
-        first_token_s=60.0,
-        total_s=600.0,
-        headers={},
-        extra={},
-    )
     with tempfile.TemporaryDirectory() as name:
         clock = Clock()
         async with Shard(Path(name), clock, time.time_ns()) as shard:
-            shard.talk_to(wire)
+            shard.talk_to(Wire.to_our_own(port, MODEL, total_s=600.0))
             level = Level(0, 0, MODEL, Closed(streams), tally.seconds, None, 0, 1, spacing_s)
             await shard.prepare(level)
             tally.begin()

@@ -227,7 +227,7 @@ async def _try(shard: Shard, watch: Watch, trial: Trial, level: Level, log: Path
     """Run one trial on an endpoint of its own."""
     watch.say("starting the scripted endpoint")
     async with _endpoint(trial, log) as (port, pid):
-        shard.talk_to(_wire(port))
+        shard.talk_to(Wire.to_our_own(port, MODEL))
         hello = await shard.one(HELLO, "warmup", level.index)
         if hello.outcome != "ok":
             raise TargetError(f"the scripted endpoint did not answer: {hello.outcome}: {hello.detail}")
@@ -294,23 +294,6 @@ def _cpu_s(pid: int) -> float:
     except psutil.Error as error:
         raise TargetError("the scripted endpoint ended before its time") from error
     return float(times.user + times.system)
-
-
-def _wire(port: int) -> Wire:
-    return Wire(
-        host="127.0.0.1",
-        port=port,
-        authority=f"127.0.0.1:{port}",
-        path="/v1/chat/completions",
-        tls=False,
-        model=MODEL,
-        stream=True,
-        temperature=0.0,
-        first_token_s=60.0,
-        total_s=3600.0,
-        headers={},
-        extra={},
-    )
 
 
 def _mix(tokens: int) -> PromptMix:

@@ -19,6 +19,7 @@ import numpy as np
 
 from loadbench.aftermath import Found
 from loadbench.analysis.stats import FLOORS, TELLS
+from loadbench.analysis.words import listed
 from loadbench.engine.crew import Crew
 from loadbench.errors import UsageError
 from loadbench.journal import Journal
@@ -314,7 +315,7 @@ def _titles(loads: Sequence[Load]) -> str:
         told = [*(f"{users:,}" for users in first), count(last, "user")]
     else:
         told = [load_title(load).removesuffix(" poisson") for load in loads]
-    return " and ".join(part for part in (", ".join(told[:-1]), told[-1]) if part)
+    return listed(told)
 
 
 def _bracket(search: Sought, so_far: Search, step: Step) -> Bracket:

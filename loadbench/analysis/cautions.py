@@ -10,7 +10,7 @@ import numpy as np
 
 from loadbench.analysis.memory_leak import SO_FAR
 from loadbench.analysis.metrics import LATENCIES
-from loadbench.analysis.road import is_over
+from loadbench.analysis.road import AT_ONCE_S, is_over
 from loadbench.analysis.rundir import RunData
 from loadbench.analysis.span import Span, headline_of
 from loadbench.analysis.stats import FLOORS, NS_PER_MS, Distribution
@@ -18,6 +18,7 @@ from loadbench.analysis.steady import FIRST_BINS, drift
 from loadbench.analysis.summary import Caution, Client, ClosedLoad, Latencies, Level, Road, Summary
 from loadbench.outcomes import OUTCOMES
 from loadbench.records import load_title
+from loadbench.target.state import DEAD
 
 BOUND_SHARE = 0.10  # our lateness against the time to first token: MEASUREMENT.md, "Is it us?"
 BUSY_SHARE = 0.50  # of one core, and of the calibrated ceiling: beyond, what arrives together waits for its stamp
@@ -142,7 +143,9 @@ def _rung(level: Level, run: RunData, span: Span) -> Found:
 def _cut_short(level: Level, run: RunData) -> Found:
     if not level.complete:
         why = ENDED.get(level.ended_by or run.facts["status"])
-        if why is None:  # it issued all that was planned, and was not through when
+        if why is None and level.target.state in DEAD:
+            why = f"the target was {level.target.state.replace('_', ' ')}"
+        elif why is None:  # it issued all that was planned, and was not through when
             why = f"{ENDED.get(run.facts['status'], STATUS['incomplete'])} before it was through"
         yield "cut_short", f"the level did not end as planned: {why}", "repeat it before comparing it with others"
 
@@ -239,9 +242,9 @@ def _steady(level: Level, span: Span) -> Found:
 
 
 def _over(road: Road) -> tuple[str, str, str]:
-    left_s, left_at = road.left_s or 0.0, road.left_at or 0.0
-    since = f"from {left_s:.0f} s on" if left_s >= 0.5 else "from its start on"
-    reason = f"more came than could be served {since}, at {left_at:.3g}/s: latencies tell how long the level was"
+    assert road.left_s is not None and road.left_at is not None  # judged to be over capacity, it has both
+    since = f"from {road.left_s:.0f} s on" if road.left_s >= AT_ONCE_S else "from its start on"
+    reason = f"more came than could be served {since}, at {road.left_at:.3g}/s: latencies tell how long the level was"
     reason += f" ({road.because})"
     return "over_capacity", reason, "lower the rate; what it shows is the throughput at its most"
 

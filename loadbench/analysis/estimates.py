@@ -12,20 +12,20 @@ from typing import Literal
 import numpy as np
 
 from loadbench.analysis import usl, words
-from loadbench.analysis.curve import NEARLY_ALL, STEP, Curve, per_s, times
+from loadbench.analysis.curve import NEARLY_ALL, Curve, per_s, times
 from loadbench.analysis.findings import Estimate, Point, Result, Usl
 from loadbench.analysis.road import is_over
+from loadbench.analysis.slo import slo_of
 from loadbench.analysis.stats import Range
 from loadbench.analysis.summary import Level
 
 WIDEST = 0.25  # of an estimate: how far its 95 % may reach
-FLAT_SHARE = 0.2  # per doubling: of what is in service, a queue adds none and sharing all
 ALL_SHARE = 0.78  # of the users: sharing all is seen as 80 % and more, 6 slots under 8 users are 75 %
 NEARLY_ALL_SHARE = 0.9
-DOUBLES, SLOWS = (
-    0.8,
-    0.65,
-)  # per doubling: all of them grow nearly as the users do, and 6 slots from 4 to 8 users by half
+# What a doubling of the users adds to those in service, as a share.
+STAYS = 0.2  # below it: where the others queue it adds none, where all share all
+SLOWS = 0.65  # at most, where slots run out on the way: 6 slots from 4 to 8 users add half
+DOUBLES = 0.8  # at least, where all are in service: they grow nearly as the users do
 
 Firm = Literal["firm", "undecided"]
 Unit = Literal["users", "1/s"]
@@ -102,8 +102,7 @@ def in_service(curve: Curve) -> Estimate:
     if not told:
         why = "without a stream, waiting cannot be told from being served"
         return Estimate("in_service", None, "requests", "undecided", why, tuple(p.level for p in curve.points))
-    top = told[-1]
-    base = next((point for point in reversed(told) if point.load * STEP <= top.load), None)
+    top, base = told[-1], Curve(tuple(told)).base
     served = _served(top)
     if base is None:
         return Estimate("in_service", served, "requests", "undecided", "one load alone tells it", (top.level,))
@@ -111,7 +110,7 @@ def in_service(curve: Curve) -> Estimate:
     flat = [point for point in told if point.load >= base.load]
     because = f"{_served(base):.1f} at {words.users(base.load)}, {served:.1f} at {words.users(top.load)}"
     levels = tuple(point.level for point in flat)
-    if growth < FLAT_SHARE:
+    if growth < STAYS:
         return Estimate("in_service", float(np.mean([*map(_served, flat)])), "requests", "firm", because, levels)
     share = served / top.load
     if share >= NEARLY_ALL_SHARE or (share >= ALL_SHARE and growth >= DOUBLES):
@@ -142,7 +141,7 @@ def usl_peak(curve: Curve, fitted: Usl | str) -> Estimate:
 
 def slo(unit: Unit, levels: Sequence[Level]) -> tuple[Estimate, ...]:
     """The largest load that keeps the SLO, where there is one."""
-    judged = [(level, _kept(level), _broken(level)) for level in levels if level.slo]
+    judged = [(level, result, _broken(level)) for level in levels if (result := slo_of(level))]
     return (_largest("slo", unit, judged, "kept it", "did not"),) if judged else ()
 
 
@@ -151,11 +150,6 @@ def sustained(levels: Sequence[Level]) -> Estimate:
     results: dict[str, Result] = {"steady": "pass", "over_capacity": "fail", "undecided": "undecided"}
     judged = [(level, results[level.road.result], level.road.because) for level in levels if level.road]
     return _largest("sustained", "1/s", judged, "stayed steady", "was over capacity")
-
-
-def _kept(level: Level) -> Result:
-    results = {clause.result for clause in level.slo}
-    return "fail" if "fail" in results else "undecided" if "undecided" in results else "pass"
 
 
 def _broken(level: Level) -> str:

@@ -22,7 +22,8 @@ from loadbench.analysis.rundir import RunData
 from loadbench.analysis.span import Span
 from loadbench.analysis.stats import Floats
 from loadbench.analysis.summary import ClosedLoad, Level
-from loadbench.analysis.words import mib
+from loadbench.analysis.words import mib, requests
+from loadbench.target.memory_figures import GPU_BYTES, HELD
 from loadbench.target.state import DEAD
 
 Of = Literal["gpu", "cgroup", "footprint", "private", "rss"]
@@ -31,7 +32,6 @@ SPILL_BYTES = 64 << 20  # buffers to and from a device lie in system memory too,
 NEARLY_FULL = 0.8  # of a device: with more room left, what lies in shared memory was not pushed out
 PRESSURE_SHARE = 0.10  # of the time some task waited for memory: as much as we allow ourselves to add to a latency
 AVAILABLE_SHARE = 0.05  # of the machine's memory: earlyoom begins to kill at 10 %, and page cache is gone by then
-GPU_BYTES = 64 << 20  # what a process that only looks for a device takes of it, or a desktop changes by
 GROWN_SHARE = 0.05  # of the memory before: less growth is not worth the word
 
 WANT_OF_MEMORY = "likely cause: want of memory"  # as target/state says it
@@ -84,7 +84,7 @@ def _counted(seen: Sequence[_Seen]) -> str | None:
     """The column in which the model's memory shows; None where nothing was read.
 
     A device, where the target holds some of it; where no driver says who does, where it changed by more than the
-    process did. Else what its process holds. A cgroup comes last: it counts page cache, and maybe us, too.
+    process did. Else what its process holds.
     """
     if not seen:
         return None
@@ -94,8 +94,7 @@ def _counted(seen: Sequence[_Seen]) -> str | None:
         return "gpu_process"
     if np.isnan(process).all() and _range(used) > max(GPU_BYTES, _range(everything["rss"])):
         return "gpu_used"
-    names = ("footprint", "private", "rss", "cgroup")
-    return next((name for name in names if not np.isnan(everything[name]).all()), None)
+    return next((name for name in HELD if not np.isnan(everything[name]).all()), None)
 
 
 def _most(values: Floats) -> float:
@@ -228,7 +227,7 @@ def _out(seen: _Seen) -> list[str]:
     level, because = seen.level, []
     failed = level.requests.failed.get("out_of_memory", 0)
     if failed:
-        because.append(f"{failed} of {level.requests.attempted} requests failed for want of memory")
+        because.append(f"{failed} of {requests(level.requests.attempted)} failed for want of memory")
     state, evidence = level.target.state, level.target.evidence
     likely = state == "crashed" and any(WANT_OF_MEMORY in line for line in evidence)
     if state in ("oom_killed", "oom_reported") or likely:

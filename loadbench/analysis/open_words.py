@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from loadbench.analysis import words
-from loadbench.analysis.road import is_over
+from loadbench.analysis.road import AT_ONCE_S, is_over
 from loadbench.analysis.sentences import MOST_TOLD
 from loadbench.analysis.stats import Distribution
 from loadbench.analysis.summary import ClosedLoad, Interval, Level
@@ -16,7 +16,6 @@ from loadbench.analysis.words import listed, time
 from loadbench.records import load_title
 
 LEAST_INTERVALS = 4
-AT_ONCE_S = 0.5
 
 
 def open_loop(levels: Sequence[Level]) -> Iterator[str]:
@@ -49,8 +48,8 @@ def open_loop(levels: Sequence[Level]) -> Iterator[str]:
 
 
 def _left_the_road(level: Level) -> Iterator[str]:
-    assert level.road is not None
-    left_s = level.road.left_s or 0.0
+    assert level.road is not None and level.road.left_s is not None  # judged to be over capacity, it has it
+    left_s = level.road.left_s
     since = f" from {left_s:.3g} s on" if left_s >= AT_ONCE_S else " from its start on"
     asked = "" if level.road.left_at is None or words.is_fixed(level) else f", at {level.road.left_at:.3g}/s,"
     yield (

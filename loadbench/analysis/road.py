@@ -59,6 +59,7 @@ SPARE = 2.0  # roots of the number of later arrivals: at its capacity hardly so 
 LEAST_FILLED = 5  # answers after each other, before what is in flight without a queue is
 DECODES_SHARE = 0.2  # of an answer: less, and the time of its tokens says nothing of the work in it
 GRID = 2_000
+AT_ONCE_S = 0.5  # what left the road sooner was never on it
 
 
 def is_over(road: Road | None) -> bool:

@@ -13,24 +13,18 @@ from loadbench.analysis.estimates import ALL_SHARE
 from loadbench.analysis.findings import Capacity, Estimate, Phases, Point, Result, Search
 from loadbench.analysis.points import REFUSALS
 from loadbench.analysis.road import is_over
+from loadbench.analysis.slo import RESULTS, slo_of
 from loadbench.analysis.stats import FLOORS
 from loadbench.analysis.summary import ClosedLoad, Level
 from loadbench.analysis.words import listed, load, number, time, users
 from loadbench.records import load_title
 
-FLAT_SHARE = 0.15  # throughput within this is one number: issue 2's bar for a serial engine, and about its scatter
+ONE_RATE_SHARE = 0.15  # throughput within this is one number: issue 2's bar for a serial engine, and about its scatter
 SLIGHT = 0.05  # of a token's time: less for a further user is none, where few levels leave no interval
 APART = 2.0  # a ladder of doublings cannot tell a knee closer than that
 MOST_TOLD = 3  # schedules whose latency the paragraph tells one by one
 
-RESULTS: tuple[Result, ...] = ("fail", "undecided", "pass")  # worst first
 Levels = Mapping[int, Level]
-
-
-def slo_of(levels: Sequence[Level]) -> Result | None:
-    """Failed once is failed; else undecided once is undecided; None without an SLO."""
-    results: set[Result] = {clause.result for level in levels for clause in level.slo}
-    return next((result for result in RESULTS if result in results), None)
 
 
 def search(found: Search) -> Iterator[str]:
@@ -125,7 +119,7 @@ def _nature(found: Capacity, points: Sequence[Point], levels: Levels) -> str:
 
 
 def _falls(found: Capacity) -> bool:
-    return found.falls_to is not None and found.falls_to < 1 - FLAT_SHARE
+    return found.falls_to is not None and found.falls_to < 1 - ONE_RATE_SHARE
 
 
 def _peaks(found: Capacity) -> bool:
@@ -170,7 +164,7 @@ def _through(points: Sequence[Point]) -> str:
 
 def _flat(points: Sequence[Point]) -> bool:
     rates = [*map(_rate_of, points)]
-    return max(rates) <= (1 + FLAT_SHARE) * min(rates)
+    return max(rates) <= (1 + ONE_RATE_SHARE) * min(rates)
 
 
 def _rate(point: Point) -> float | None:
@@ -249,7 +243,7 @@ def alone(levels: Sequence[Level]) -> Iterator[str]:
 def slo(levels: Sequence[Level]) -> Iterator[str]:
     """Where the SLO holds, where it does not and by what, and where that cannot be said."""
     judged = [level for level in levels if level.slo]
-    by_result = {result: [level for level in judged if slo_of([level]) == result] for result in RESULTS}
+    by_result = {result: [level for level in judged if slo_of(level) == result] for result in RESULTS}
     parts = []
     if by_result["pass"]:
         parts.append(f"holds {_reach(by_result['pass'], judged, 'pass')}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,23 @@ from loadbench.analysis.metrics import LATENCIES, Series
 from loadbench.analysis.road import FALLS, GROWS, is_over
 from loadbench.analysis.rundir import Mask, Samples
 from loadbench.analysis.stats import FLOORS, LEASTS, NS_PER_MS, PERCENTILES, Distribution, nearest_rank
-from loadbench.analysis.summary import Latencies, Requests, Road, SloClause
+from loadbench.analysis.summary import Latencies, Level, Requests, Road, SloClause
 from loadbench.analysis.words import time
 from loadbench.scenario.schema import Slo
 
+RESULTS: tuple[Result, ...] = ("fail", "undecided", "pass")  # worst first
 SURE = 0.01
 """How improbable a number of slow requests must be under the SLO before it is missed beyond doubt."""
+
+
+def worst(results: Collection[Result]) -> Result | None:
+    """None of none."""
+    return next((result for result in RESULTS if result in results), None)
+
+
+def slo_of(level: Level) -> Result | None:
+    """The worst of its clauses: one that failed fails it, else one undecided leaves it so. None without an SLO."""
+    return worst([clause.result for clause in level.slo])
 
 
 def series_of(metric: str, headline: Series) -> Series:

@@ -6,6 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 ENDED = "the process has ended"
+GPU_BYTES = 64 << 20  # what a process that only looks for a device takes of it, or a desktop changes by
+HELD = {
+    "footprint": "footprint_bytes",
+    "private": "private_bytes",
+    "rss": "rss_bytes",
+    "cgroup": "cgroup_current_bytes",
+}
+"""What processes hold, by the first figure that there is. A cgroup's comes last: page cache is in it, and maybe we."""
 
 
 class AbsentError(Exception):
