@@ -26,6 +26,9 @@ from loadbench.vigil import Vigil
 CANARY = Prompt("canary", 0, ({"role": "user", "content": "Say hello."},), 8)
 """Small enough to answer in a moment on anything, long enough to need more than one token."""
 
+SURE = DEADLINES | {"ok", "connect_refused", "connection_lost", "out_of_memory"}
+"""After a rung no second canary would say otherwise; one that got a 503 says nothing of memory."""
+
 
 class TargetDiedError(Exception):
     """The run ends here. The message says after which level, in what state, on what evidence."""
@@ -55,11 +58,19 @@ class Canaries:
         self._crew = crew
         self._numbers = count()
 
-    async def send(self, level: int) -> Sample:
+    async def send(self, level: int, *, within_s: float | None = None) -> Sample:
+        """One, beside the load while a level runs. ``within_s``: where the deadlines are longer it has so long."""
         canary = replace(CANARY, index=next(self._numbers))
-        sample = await self._crew.one(canary, "canary", level)
-        if sample.outcome == "ok":
+        sample = await self._crew.one(canary, "canary", level, within_s=within_s)
+        if sample.outcome == "ok" and within_s is None:
             self.usual_ms = first_ms(sample)
+        return sample
+
+    async def after(self, level: Level) -> Sample:
+        """The one that follows a level."""
+        sample = await self.send(level.index)
+        if level.purpose == "rung" and sample.outcome not in SURE:
+            sample = await self.send(level.index)
         return sample
 
 

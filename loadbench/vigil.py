@@ -22,7 +22,7 @@ from loadbench.report.words import octets, share
 from loadbench.scenario.memory import MemoryLadder
 from loadbench.scenario.schema import PROBE_TOKEN_VARIABLE
 from loadbench.target.memory import MemoryWatch
-from loadbench.target.memory_figures import MemoryFigures
+from loadbench.target.memory_figures import GPU_BYTES, HELD, MemoryFigures
 from loadbench.target.probe_client import RemoteMemory
 from loadbench.target.target import Target
 
@@ -32,7 +32,6 @@ CLOSE_NS = 100_000_000
 of a second. Ten readings cost 1.1 % of a core, one 0.15 %."""
 
 EDGE = 0.10
-GPU_BYTES = 64 << 20  # as the analysis: a process that only looks for a device takes less of it
 READ_TIMEOUT_S = 5.0  # a reading takes milliseconds; one that hangs in the kernel must not hold up the run
 
 FLOOR, LIMIT = "memory_floor", "memory_limit"
@@ -137,15 +136,13 @@ class Vigil:
         facts = self.facts()
         return facts["because"] or "; ".join(f"{name}: {why}" for name, why in facts["absent"].items()) or "not given"
 
-    def rss_bytes(self) -> dict[str, int | None]:
-        """``level_end.target.rss_bytes``."""
-        named = {"before": self.before, "peak": self.peak, "after": self.after}
-        return {name: None if figures is None else figures.rss_bytes for name, figures in named.items()}
-
     def level_facts(self) -> dict[str, Any]:
-        """``level_end.target.memory``."""
-        named = {"before": self.before, "peak": self.peak, "after": self.after}
-        return {name: None if figures is None else _row(figures) for name, figures in named.items()}
+        """``rss_bytes`` and ``memory`` of ``level_end.target``."""
+        read = {"before": self.before, "peak": self.peak, "after": self.after}
+        return {
+            "rss_bytes": {name: figures and figures.rss_bytes for name, figures in read.items()},
+            "memory": {name: figures and _row(figures) for name, figures in read.items()},
+        }
 
     def facts(self) -> dict[str, Any]:
         """``memory`` of run.json: where the figures come from, what they lack, and what they cost."""
@@ -239,8 +236,7 @@ class Vigil:
         used = [gpu for gpu in figures.gpus if gpu.process_bytes]
         if sum(gpu.process_bytes or 0 for gpu in used) >= GPU_BYTES:
             return sum(gpu.process_bytes or 0 for gpu in used), sum(gpu.total_bytes or 0 for gpu in used), "GPU"
-        # As the analysis counts: a cgroup comes last, since page cache and maybe we are in it too.
-        held = figures.footprint_bytes or figures.private_bytes or figures.rss_bytes or figures.cgroup_current_bytes
+        held = next((size for name in HELD.values() if (size := getattr(figures, name))), None)
         limit = None if self._target.foundry is None else self._target.foundry.limit
         given = [None if limit is None else limit.limit_bytes, figures.cgroup_limit_bytes, figures.total_bytes]
         room = min((size for size in given if size is not None), default=None)

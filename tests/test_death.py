@@ -15,7 +15,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import orjson
 import psutil
 import pytest
 
@@ -25,7 +24,8 @@ from loadbench.scenario.load import Overrides, load_scenario
 from loadbench.target import recovery
 from loadbench.target.fake import FakeServer, serve
 from loadbench.target.fake_script import Script
-from tests.command import ended, eventually, loadbench, rows, started, summary
+from tests.asking import scripted
+from tests.command import ended, events, eventually, facts, rows, started, states, summary
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills and stops processes as POSIX does")
 
@@ -62,19 +62,6 @@ def write(folder: Path, phase: str, *lines: str, tokens: int = 600) -> None:
         "",
     )
     (folder / "s.yaml").write_text("\n".join(text), encoding="utf-8")
-
-
-def facts(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = orjson.loads((folder / "out" / "run.json").read_bytes())
-    return found
-
-
-def events(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [row for row in rows(folder / "out" / "telemetry.jsonl") if row["event"] == name]
-
-
-def states(folder: Path) -> list[str]:
-    return [row["target"]["state"] for row in events(folder, "level_end")]
 
 
 def outcomes(folder: Path, level: int) -> set[str]:
@@ -173,25 +160,34 @@ async def test_one_that_is_stopped_at_any_phase_is_killed_and_started_anew(tmp_p
         assert took_s[phase] < BOUND_S
 
 
-def test_the_wedge_is_told_in_time_cured_and_the_next_model_measured(tmp_path: Path) -> None:
+async def test_the_wedge_is_told_while_its_level_runs_cured_and_the_next_model_measured(tmp_path: Path) -> None:
     lines = "models: ['synthetic:wedge', 'synthetic:tiny']\nrequest: {max_tokens: 200}\nwarmup: {requests: 0}\n"
-    lines += "prompts: [{name: p, input_tokens: {mean: 24}}]\ndeadlines: {first_token: 2s, total: 4s}\ndrain: 1s\n"
-    lines += "stages: [{concurrency: 2, duration: 1s}, {concurrency: 1, requests: 2}]\n"
-    (tmp_path / "s.yaml").write_text(lines, encoding="utf-8")
-    done = loadbench("run", "s.yaml", "--out", "out", cwd=tmp_path)
-    assert done.returncode == 93, done.stderr
-    assert states(tmp_path) == ["wedged", "healthy", "healthy", "healthy"]
-    ends, issued = events(tmp_path, "level_end"), events(tmp_path, "issue_end")
-    assert ends[0]["t_ns"] - issued[0]["t_ns"] < (1 + 2 + 5) * 1e9  # the drain, the canary's deadline, five seconds
-    assert ends[0]["target"]["evidence"][-1] == "its status route answers"
-    (back,) = events(tmp_path, "recovery")
-    assert (back["state"], back["restarted"], back["lost"]) == ("wedged", True, 2)
-    assert [model["status"] for model in facts(tmp_path)["models"]] == ["ok", "ok"]
+    lines += "prompts: [{name: p, input_tokens: {mean: 24}}]\ndeadlines: {first_token: 2s, total: 20s}\ndrain: 1s\n"
+    lines += "stages: [{concurrency: 2, duration: 15s}, {concurrency: 1, requests: 2}]\n"
+
+    async def wedge(workers: str) -> None:
+        folder = tmp_path / workers
+        folder.mkdir()
+        (folder / "s.yaml").write_text(lines, encoding="utf-8")
+        code, _, err = await ended(await started("run", "s.yaml", "--out", "out", "--workers", workers, cwd=folder))
+        assert code == 93, err
+        assert states(folder) == ["wedged", "healthy", "healthy", "healthy"]
+        start, issued, end = (events(folder, name)[0] for name in ("level_start", "issue_end", "level_end"))
+        assert end["t_ns"] - start["t_ns"] < (2 + 5 + 1.5) * 1e9  # the deadline, five seconds, a busy machine
+        assert (issued["reason"], end["complete"]) == ("stalled", False)
+        assert end["target"]["evidence"][0] == "no stream had a token for as long as a first one may take"
+        assert end["target"]["evidence"][-1] == "its status route answers"
+        assert outcomes(folder, 0) == {"censored"}
+        (back,) = events(folder, "recovery")
+        assert (back["state"], back["restarted"], back["lost"]) == ("wedged", True, 2)
+        assert [model["status"] for model in facts(folder)["models"]] == ["ok", "ok"]
+
+    await asyncio.gather(wedge("1"), wedge("2"))
 
 
 async def test_a_model_that_dies_on_two_levels_in_a_row_is_left_and_the_next_is_measured(tmp_path: Path) -> None:
     lines = "models: ['synthetic:tiny', 'synthetic:edge']\nwarmup: {requests: 0}\nrequest: {max_tokens: 8}\n"
-    lines += "stages: [{concurrency: [1, 2, 3], duration: 2s}]\n"
+    lines += "stages: [{concurrency: [1, 2, 3], duration: 1s}]\n"
     (tmp_path / "s.yaml").write_text(lines, encoding="utf-8")
     process = await started("run", "s.yaml", "--out", "out", cwd=tmp_path)
     for deaths in range(2):
@@ -266,6 +262,33 @@ class Stage:
         return code
 
 
+async def test_streams_that_stand_still_and_go_on_are_not_cut(tmp_path: Path) -> None:
+    lines = "request: {max_tokens: 300}\nwarmup: {requests: 0}\nprompts: [{name: hello, text: Say hello}]\n"
+    lines += "deadlines: {first_token: 1s, total: 9s}\nstages: [{concurrency: 1, requests: 1}]\n"
+
+    async def stall(workers: str, **script: Any) -> str:
+        """What came of the canary that was sent beside the load."""
+        folder = tmp_path / f"{workers}{len(script)}"
+        folder.mkdir()
+        (folder / "s.yaml").write_text(lines, encoding="utf-8")
+        async with scripted(faults=("stall@2",), stall_ms=1500, gap_ms=4, **script) as server:
+            words = ("run", "s.yaml", "--endpoint", server.base_url, "--out", "out", "--workers", workers)
+            code, _, err = await ended(await started(*words, cwd=folder))
+        assert code == 0, err
+        assert (states(folder), outcomes(folder, 0)) == (["healthy"], {"ok"})
+        (end,), (issued,), (note,) = (events(folder, name) for name in ("level_end", "issue_end", "note"))
+        assert (end["complete"], issued["reason"]) == (True, "requests")
+        (level,) = summary(folder / "out")["levels"]
+        assert level["requests"]["attempted"] == 1
+        told, _, outcome = note["text"].rpartition(": ")
+        assert told.startswith("no stream had had a token for 1.")
+        return str(outcome)
+
+    found = await asyncio.gather(*(stall(workers, **one) for workers in ("1", "2") for one in ({}, {"slots": 1})))
+    # It is answered at once; or where it has to wait for the stream, that goes on before it is given up.
+    assert found == ["ok", "first_token_deadline"] * 2
+
+
 def zombie(server: FakeServer) -> None:
     """Every chat gets a 503, the status routes go on answering."""
     server.script = replace(server.script, faults=("http_5xx",))
@@ -309,13 +332,10 @@ async def test_one_that_stays_away_ends_the_run_after_the_limit(
     monkeypatch.setattr(recovery, "LIMIT_S", 0.5)
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "load", "on_target_death: restart", tokens=8)
-    server = await serve(replace(QUICK, refuse_after=60, connection_close=True))
-    loaded = load_scenario(tmp_path / "s.yaml", Overrides(endpoint=server.base_url), {})
-    run = Run(Order(loaded, tmp_path / "results", tmp_path / "out", "test", {}), QuietView())
-    try:
+    async with scripted(refuse_after=60, connection_close=True) as server:
+        loaded = load_scenario(tmp_path / "s.yaml", Overrides(endpoint=server.base_url), {})
+        run = Run(Order(loaded, tmp_path / "results", tmp_path / "out", "test", {}), QuietView())
         assert await run.execute() == "target_died"
-    finally:
-        await server.close()
     (back,) = events(tmp_path, "recovery")
     assert back["back"] is False and back["limit_s"] == 0.5 and "to_port_s" not in back
     assert "did not come back within 0.5 s" in facts(tmp_path)["reason"]
@@ -324,15 +344,12 @@ async def test_one_that_stays_away_ends_the_run_after_the_limit(
 
 async def test_ctrl_c_ends_the_waiting_for_a_target(tmp_path: Path) -> None:
     write(tmp_path, "load", "on_target_death: restart", tokens=8)
-    server = await serve(replace(QUICK, refuse_after=60, connection_close=True))
-    try:
+    async with scripted(refuse_after=60, connection_close=True) as server:
         process = await started("run", "s.yaml", "--endpoint", server.base_url, "--out", "out", cwd=tmp_path)
         await eventually(lambda: bool(events(tmp_path, "level_end")))
         process.send_signal(signal.SIGINT)
         began_s = perf_counter()
         code, _, err = await ended(process)
-    finally:
-        await server.close()
     assert perf_counter() - began_s < 10
     assert code == 93, err
     assert "the run was ended before it came back" in facts(tmp_path)["reason"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-import orjson
 import psutil
 import pytest
 
@@ -20,10 +21,9 @@ from loadbench.report.live import QuietView
 from loadbench.runner import Order, Run
 from loadbench.scenario.load import Overrides, load_scenario
 from loadbench.target.containment import RLIMIT_DATA, limit_for
-from loadbench.target.fake import serve
-from loadbench.target.fake_script import Script
 from loadbench.target.target import Target
-from tests.command import ended, eventually, loadbench, rows, started, summary
+from tests.asking import scripted
+from tests.command import ended, events, eventually, facts, loadbench, rows, started, states, summary
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as on Linux")
 
@@ -44,22 +44,23 @@ def write(folder: Path, ladder: str, *lines: str) -> None:
     (folder / "s.yaml").write_text(text, encoding="utf-8")
 
 
-def facts(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = orjson.loads((folder / "out" / "run.json").read_bytes())
-    return found
-
-
-def events(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [row for row in rows(folder / "out" / "telemetry.jsonl") if row["event"] == name]
-
-
-def states(folder: Path) -> list[str]:
-    return [row["target"]["state"] for row in events(folder, "level_end")]
-
-
 def ladder(folder: Path, *words: str, **env: str) -> tuple[int, str]:
     done = loadbench("run", "s.yaml", "--out", "out", *words, cwd=folder, **env)
     return done.returncode, done.stderr
+
+
+@contextlib.asynccontextmanager
+async def probing() -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """A probe of this process and its children: its URL, and it."""
+    probe = await started("probe", "--listen", "127.0.0.1:0", "--pid", str(os.getpid()))
+    try:
+        assert probe.stdout is not None
+        line = (await probe.stdout.readline()).decode()
+        yield next(word for word in line.split() if word.startswith("http")), probe
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            probe.kill()
+        await probe.communicate()
 
 
 def cgroups() -> bool:
@@ -165,15 +166,12 @@ def test_the_death_that_a_ladder_climbs_for_is_not_what_on_target_death_is_said_
 
 async def test_one_that_answers_503_is_not_out_of_memory(tmp_path: Path) -> None:
     write(tmp_path, "until: failure, concurrency: [1, 2], max_tokens: 300")
-    server = await serve(Script(first_token_ms=1, gap_ms=5))
-    try:
+    async with scripted(first_token_ms=1, gap_ms=5) as server:
         words = ("run", "s.yaml", "--out", "out", "--endpoint", server.base_url, "--i-own-the-target")
         process = await started(*words, cwd=tmp_path)
         await eventually(lambda: bool(events(tmp_path, "level_start")))
         server.script = replace(server.script, faults=("http_5xx",))
         code, _, err = await ended(process)
-    finally:
-        await server.close()
     assert code == 94, err
     (left,) = facts(tmp_path)["not_run"]
     assert (left["rule"], left["after_level"], left["levels"]) == ("target_degraded", 0, [1])
@@ -184,12 +182,9 @@ async def test_one_that_answers_503_is_not_out_of_memory(tmp_path: Path) -> None
 
 async def test_a_rung_goes_on_while_one_of_its_users_waits(tmp_path: Path) -> None:
     write(tmp_path, "until: 90%, concurrency: 8, max_tokens: 8")
-    server = await serve(Script(first_token_ms=1, first_token_jitter_ms=1500, gap_ms=1))
-    try:
+    async with scripted(first_token_ms=1, first_token_jitter_ms=1500, gap_ms=1) as server:
         words = ("run", "s.yaml", "--out", "out", "--endpoint", server.base_url)
         code, _, err = await ended(await started(*words, cwd=tmp_path))
-    finally:
-        await server.close()
     assert code == 0, err
     sent = [row for row in rows(tmp_path / "out" / "samples.jsonl") if row["phase"] == "load"]
     assert [row["outcome"] for row in sent] == ["ok"] * 8
@@ -201,15 +196,12 @@ async def test_a_ladder_to_a_size_is_refused_where_nobody_reads_the_targets_memo
 ) -> None:
     monkeypatch.setattr(Target, "memory_watch", lambda _: None)  # as for a host that is not this machine
     write(tmp_path, f"until: {until}, concurrency: 1, max_tokens: 8")
-    server = await serve(Script(first_token_ms=1, gap_ms=1))
-    try:
+    async with scripted(first_token_ms=1, gap_ms=1) as server:
         loaded = load_scenario(tmp_path / "s.yaml", Overrides(endpoint=server.base_url), {})
         run = Run(Order(loaded, tmp_path / "results", tmp_path / "out", "test", {}), QuietView())
         with pytest.raises(UsageError) as refused:
             await run.execute()
         assert not server.records
-    finally:
-        await server.close()
     assert str(refused.value) == (
         "stages[0].memory.until: expected failure, or a target whose memory can be read (its host is not this machine,"
         f" and target_probe names none there), got {until}"
@@ -221,20 +213,13 @@ async def test_a_rung_is_cut_when_nobody_reads_the_host_any_more(tmp_path: Path)
     write(tmp_path, "until: 90%, concurrency: [2, 3], max_tokens: 4000")
     text = (tmp_path / "s.yaml").read_text().replace("duration: 3s", "duration: 20s")
     (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
-    server = await serve(Script(first_token_ms=1, gap_ms=20))
-    probe = await started("probe", "--listen", "127.0.0.1:0", "--pid", str(os.getpid()))
-    try:
-        assert probe.stdout is not None
-        line = (await probe.stdout.readline()).decode()
-        url = next(word for word in line.split() if word.startswith("http"))
+    async with scripted(first_token_ms=1, gap_ms=20) as server, probing() as (url, probe):
         words = ("--endpoint", server.base_url, "--set", f"target_probe={url}")
         process = await started("run", "s.yaml", "--out", "out", *words, cwd=tmp_path)
         await eventually(lambda: bool(events(tmp_path, "level_start")))
         probe.kill()
-        await probe.communicate()
+        await probe.wait()
         _, _, err = await ended(process)
-    finally:
-        await server.close()
     assert "Traceback" not in err
     (left,) = facts(tmp_path)["not_run"]
     assert (left["rule"], left["after_level"], left["levels"]) == ("memory_floor", 0, [1])
@@ -268,13 +253,10 @@ async def test_a_rung_without_a_fresh_process_is_left_out_and_the_next_is_measur
 @pytest.mark.parametrize("words", [("--model", "synthetic:tiny"), ()], ids=["embedded", "elsewhere"])
 async def test_a_host_with_less_than_the_floor_is_not_loaded_at_all(tmp_path: Path, words: tuple[str, ...]) -> None:
     write(tmp_path, "until: 90%, floor: 4096GiB, concurrency: [1, 2], max_tokens: 8")
-    server = await serve(Script(first_token_ms=1, gap_ms=1))
-    try:
+    async with scripted(first_token_ms=1, gap_ms=1) as server:
         where = words or ("--endpoint", server.base_url)
         code, _, err = await ended(await started("run", "s.yaml", "--out", "out", *where, cwd=tmp_path))
         asked = len(server.records)
-    finally:
-        await server.close()
     assert code == 94, err  # nothing was measured
     (left,) = facts(tmp_path)["not_run"]
     assert (left["rule"], left["after_level"]) == ("memory_floor", None)
@@ -315,18 +297,9 @@ async def test_ctrl_c_ends_a_rung(tmp_path: Path) -> None:
 
 async def test_the_memory_of_another_host_comes_from_its_probe(tmp_path: Path) -> None:
     write(tmp_path, "until: 90%, concurrency: [1, 2], max_tokens: 300")
-    server = await serve(Script(first_token_ms=1, gap_ms=5))
-    probe = await started("probe", "--listen", "127.0.0.1:0", "--pid", str(os.getpid()))
-    try:
-        assert probe.stdout is not None
-        line = (await probe.stdout.readline()).decode()
-        url = next(word for word in line.split() if word.startswith("http"))
+    async with scripted(first_token_ms=1, gap_ms=5) as server, probing() as (url, _):
         words = ("--endpoint", server.base_url, "--set", f"target_probe={url}")
         code, _, err = await ended(await started("run", "s.yaml", "--out", "out", *words, cwd=tmp_path))
-    finally:
-        probe.kill()
-        await probe.communicate()
-        await server.close()
     assert code == 0, err
     memory = facts(tmp_path)["memory"]
     assert (memory["source"], memory["because"], memory["cost_share"]) == ("probe", None, None)
@@ -338,13 +311,10 @@ async def test_the_memory_of_another_host_comes_from_its_probe(tmp_path: Path) -
 
 async def test_a_probe_that_does_not_answer_is_an_error_before_anything_is_asked(tmp_path: Path) -> None:
     write(tmp_path, "until: 90%, concurrency: 1, max_tokens: 8")
-    server = await serve(Script(first_token_ms=1, gap_ms=1))
-    try:
+    async with scripted(first_token_ms=1, gap_ms=1) as server:
         words = ("--endpoint", server.base_url, "--set", "target_probe=http://127.0.0.1:9", "--quiet")
         code, _, err = await ended(await started("run", "s.yaml", "--out", "out", *words, cwd=tmp_path))
         assert not server.records
-    finally:
-        await server.close()
     assert (code, err.count("\n")) == (3, 1) and "127.0.0.1:9" in err
     assert not (tmp_path / "out").exists()
 
@@ -377,3 +347,25 @@ def test_the_live_view_tells_how_near_the_end_is_and_how_often_it_was_started_an
         "s", (LevelProgress("2 users", "m:1"),), 0, "load", 1.0, target_rss_bytes=512 * MIB, memory=shown, restarts=2
     )
     assert current_line(progress).endswith(f"0 in flight · {told} · restarted 2 times")
+
+
+@pytest.mark.parametrize(
+    ("model", "max_tokens", "times"), [("synthetic:kv", "[500, 2000]", 1), ("synthetic:kv-growing", "[100, 300]", 2)]
+)
+def test_what_a_token_takes_is_what_the_arithmetic_says(
+    model: str, max_tokens: str, times: int, tmp_path: Path
+) -> None:
+    """One cache where it is reserved; where it grows two, the old one and the new one."""
+    write(tmp_path, f"until: failure, concurrency: [1, 2], max_tokens: {max_tokens}", f"models: {model}")
+    if times == 2:  # to the end of its answers, for only then is it as large as it was asked to be
+        text = (tmp_path / "s.yaml").read_text().replace("duration: 3s", "duration: 30s")
+        (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
+    code, err = ladder(tmp_path)
+    assert code == 0, err
+    (found,) = summary(tmp_path / "out")["memory"]
+    assert found["levels"] == [0, 1, 2, 3]
+    each, stream = (found[name]["value_bytes"] or 0 for name in ("per_token", "per_stream"))
+    arithmetic = times * (16 << 10)
+    assert each == pytest.approx(arithmetic, rel=0.15)
+    tokens = int(max_tokens.strip("[]").split(", ")[1]) + 64
+    assert stream + tokens * each == pytest.approx(tokens * arithmetic, rel=0.15)  # and so does a stream

@@ -125,6 +125,7 @@ def _levels(model: str, levels: Sequence[Level]) -> Table:
         ),
         cells(9, "streams", lambda memory: _number(memory.streams)),
         cells(10, "tokens\neach", lambda memory: _number(memory.tokens)),
+        Cells(("given", "up"), 8, tuple(_given_up(level) for level, _ in rows)),
         Cells(("verdict",), 2, tuple(_spaced(memory.verdict) for memory in memories), left=True),
     ]
     kept = [column for column in columns if not {*column.cells} <= {NONE, "0", "0 %"}]
@@ -134,6 +135,11 @@ def _levels(model: str, levels: Sequence[Level]) -> Table:
     if any(memory.of == "rss" and (memory.peak_bytes or 0) > (memory.limit_bytes or math.inf) for memory in memories):
         notes.append("a peak above the limit: pages of mapped files are resident, and no limit counts them")
     return Table(model, f"memory by level: {', '.join(of)}", tuple(kept), "; ".join(notes) or None)
+
+
+def _given_up(level: Level) -> str:
+    """How many requests were unanswered when their rung ended."""
+    return f"{level.requests.failed.get('censored', 0):,}" if level.purpose == "rung" else NONE
 
 
 def _peak(memory: LevelMemory) -> str:
@@ -215,7 +221,7 @@ def _fit(summary: Summary, memory: Memory) -> Finding:
     how = {
         "reserved": "reserved at the start, for prompt and max_tokens",
         "grows": "taken while the answer grows; where a cache is copied into a larger one, both count",
-        None: "",
+        None: "the whole cache where it is reserved, old and new at once where it grows: not told apart here",
     }[memory.allocates]
     shares = memory.base, memory.per_stream, memory.per_token
     rows: list[Row] = [

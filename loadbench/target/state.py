@@ -29,6 +29,9 @@ AT_LIMIT = 0.9  # memory is given out in pieces: the one that fails may be a ten
 
 DEADLINES = frozenset({"first_token_deadline", "total_deadline"})
 
+HANGS = DEADLINES | {"engine_capacity"}
+"""How a canary ends that was taken and not answered."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -80,14 +83,15 @@ def judge(seen: Evidence) -> tuple[str, list[str]]:
     if canary.outcome == "ok":
         return _with_answer(seen, canary, gone)
     words = [f"a canary failed: {canary.outcome}" + (f" ({canary.detail})" if canary.detail else "")]
+    if seen.ended_by == "stalled":
+        words.insert(0, "no stream had a token for as long as a first one may take")
     if seen.process in ("stopped", "zombie"):
         words.append(f"its process is {seen.process}")
     if canary.outcome == "connect_refused":
         return "unreachable", words
     if seen.answers_status:
-        hangs = canary.outcome in ("first_token_deadline", "total_deadline", "engine_capacity")
         words.append("its status route answers")
-        return ("wedged" if hangs else "degraded"), words
+        return ("wedged" if canary.outcome in HANGS else "degraded"), words
     if seen.answers_status is False:
         return "unreachable", [*words, "its status route does not answer"]
     return "degraded", words
