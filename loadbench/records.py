@@ -19,12 +19,16 @@ STALL_NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt as drawn from the mix. ``kind`` is the mix entry's name, ``index`` counts draws within the level."""
+    """One prompt as drawn from the mix. ``kind`` is the mix entry's name, ``index`` counts draws within the level.
+
+    ``place`` says which of its kind's prompts it is, in the order of its file; None where each is made up.
+    """
 
     kind: str
     index: int
     messages: tuple[dict[str, Any], ...]
     max_tokens: int
+    place: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,11 @@ class Sample(NamedTuple):
     """What happened to one request; one line of ``samples.jsonl``. Key order here is key order there.
 
     A tuple, not a dataclass: one is made per request on the hot path. ``level`` is the level's index in the run;
-    ``phase`` is ``warmup``, ``load`` or ``canary``. ``chunks`` counts content deltas; ``output_tokens`` comes from
-    where ``token_source`` says (``usage`` or ``chunks``; None: no token seen). ``max_gap_ns`` is the largest pause
-    between two content chunks, ``stall_ns`` the sum of the pauses over one second.
+    ``phase`` is ``load``, or one that no figure counts: ``warmup``, ``canary``, ``keep_warm``, ``quality``. ``chunks``
+    counts content deltas; ``output_tokens`` comes from where ``token_source`` says (``usage`` or ``chunks``; None: no
+    token seen). ``max_gap_ns`` is the largest pause between two content chunks, ``stall_ns`` the sum of the pauses over
+    one second. ``place`` is the prompt's; ``answer_hash`` is `engine.text`'s of what was answered, None where
+    nothing was.
     """
 
     level: int
@@ -71,6 +77,15 @@ class Sample(NamedTuple):
     stall_ns: int | None
     bytes_received: int
     connect_ns: int | None
+    place: int | None = None
+    answer_hash: str | None = None
+
+
+class Asked(NamedTuple):
+    """What happened to one request, and what was answered: of an answer of many megabytes the beginning."""
+
+    sample: Sample
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,16 +189,18 @@ def reference(documents: list[dict[str, Any]]) -> dict[str, Any]:
     """What a reader that decodes everything makes of it."""
     chunks, finish, problem = 0, None, None
     tokens: tuple[int | None, int | None] = (None, None)
+    text = ""
     for document in documents:
         answer = read_answer(document, "delta")
         if answer is None:
             problem = problem or ("error" if error_text(document) is not None else "protocol")
             continue
         chunks += answer.has_content
+        text += answer.content
         finish = answer.finish_reason or finish
         if answer.output_tokens is not None:
             tokens = (answer.input_tokens, answer.output_tokens)
-    return {"chunks": chunks, "finish": finish, "tokens": tokens, "problem": problem}
+    return {"chunks": chunks, "finish": finish, "tokens": tokens, "problem": problem, "text": text}
 
 
 def seen(stream: Stream) -> dict[str, Any]:
@@ -207,6 +209,7 @@ def seen(stream: Stream) -> dict[str, Any]:
         "finish": stream.finish_reason,
         "tokens": (stream.input_tokens, stream.output_tokens),
         "problem": stream.problem[0] if stream.problem else None,
+        "text": str(stream.content),
     }
 
 

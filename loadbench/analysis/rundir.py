@@ -29,6 +29,7 @@ MOST_NS, MOST_TOKENS = 2**53, 2**31  # beyond are no stamps of ours, and no answ
 BLOCK_BYTES = 128 << 10  # some 300 lines, whose dicts stay in the cache; a third faster than 4 MiB
 
 Codes = npt.NDArray[np.int32]
+Hashes = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.intp]
 
@@ -38,7 +39,7 @@ class Samples:
     """Samples as columns, named as in ``records.Sample``. Absent numbers are NaN, absent words -1.
 
     Nanoseconds are doubles, which are exact up to 2**53 ns (104 days) and carry absence through every subtraction.
-    Columns of words hold positions in ``words``.
+    Columns of words hold positions in ``words``; hashes of answers are numbers, 0 where there is none.
     """
 
     level: Codes
@@ -59,6 +60,8 @@ class Samples:
     max_gap_ns: Floats
     stall_ns: Floats
     connect_ns: Floats
+    place: Floats
+    answer_hash: Hashes
     words: dict[str, int]
 
     def __len__(self) -> int:
@@ -82,13 +85,18 @@ class Samples:
 
 WORDS = ("phase", "kind", "outcome", "token_source")
 COLUMNS = tuple(column.name for column in fields(Samples) if column.name != "words")
+LATER = ("place", "answer_hash")  # older runs have none
+
+
+TICKS = ("t_ns", "target_rss_bytes", "client_rss_bytes", "client_cpu_s", "loop_lag_max_ns")
+"""What is kept of a tick: numbers, 40 bytes a second; as dicts an hour would take megabytes."""
 
 
 @dataclass(slots=True)
 class LevelEvents:
     """What telemetry says of one level. ``end`` is the level_end event, absent where the run was cut off before it.
 
-    ``memory`` has the rows of ``memory_columns``, laid end to end.
+    ``memory`` has the rows of ``memory_columns``, ``ticks`` those of ``TICKS``, laid end to end, NaN for absent.
     """
 
     index: int
@@ -99,9 +107,12 @@ class LevelEvents:
     last_tick_ns: int = 0
     peak_rss_bytes: int | None = None
     memory: array[float] = field(default_factory=lambda: array("d"))
+    ticks: array[float] = field(default_factory=lambda: array("d"))
 
     def tick(self, event: dict[str, Any]) -> None:
-        """Keep what is asked for of a run that was cut off, and not the ticks: an hour has thousands."""
+        """Keep its numbers, and what is asked for of a run that was cut off."""
+        given = map(event.get, TICKS)
+        self.ticks.extend(np.nan if number is None else float(number) for number in given)
         self.last_tick_ns, rss_bytes = event["t_ns"], event["target_rss_bytes"]
         if rss_bytes is not None:
             self.peak_rss_bytes = max(rss_bytes, self.peak_rss_bytes or 0)
@@ -227,12 +238,16 @@ def _samples(paths: Sequence[Path], torn: dict[str, int], since: int) -> tuple[S
     words = _Words()
     parts: dict[str, list[npt.NDArray[Any]]] = {column: [np.empty(0, _dtype(column))] for column in COLUMNS}
     details: dict[tuple[int, str], str] = {}
-    cells = itemgetter(*COLUMNS)
+    always = [column for column in COLUMNS if column not in LATER]
+    cells = itemgetter(*always)
     for rows in (rows for path in paths for rows in _records(path, torn, since)):
-        for column, values in zip(COLUMNS, zip(*map(cells, rows), strict=True), strict=False):
+        for column, values in zip(always, zip(*map(cells, rows), strict=True), strict=False):
             numbers = map(words.__getitem__, values) if column in WORDS else values
             # numpy turns None into NaN.
             parts[column].append(np.array(tuple(numbers), _dtype(column)))
+        parts["place"].append(np.array([row.get("place") for row in rows], np.float64))
+        hashes = [row.get("answer_hash") for row in rows]
+        parts["answer_hash"].append(np.array([int(said, 16) if said else 0 for said in hashes], np.uint64))
         for row in rows:
             if row["detail"] is not None and row["phase"] == "load":
                 details.setdefault((row["level"], row["outcome"]), row["detail"])
@@ -242,6 +257,8 @@ def _samples(paths: Sequence[Path], torn: dict[str, int], since: int) -> tuple[S
 
 
 def _dtype(column: str) -> type[np.generic]:
+    if column == "answer_hash":
+        return np.uint64
     return np.int32 if column in WORDS or column == "level" else np.float64
 
 

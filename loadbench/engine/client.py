@@ -18,12 +18,11 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httptools
-import orjson
 
-from loadbench.engine.exchange import BODY_LIMIT_BYTES, Exchange, Wire
+from loadbench.engine.exchange import BODY_LIMIT_BYTES, Exchange, Wire, request_body, request_head
 from loadbench.engine.sse import readable
 from loadbench.platform import acknowledge_always, acknowledge_at_once
-from loadbench.records import Request, Sample
+from loadbench.records import Asked, Request, Sample
 
 GRACE_NS = 1_000_000_000
 """How long after [DONE] the HTTP message may take to end before the connection is given up (the sample is whole)."""
@@ -44,7 +43,7 @@ class Client:
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
         self._connecting: dict[Exchange, asyncio.Timeout] = {}
-        self._head = _request_head(wire)
+        self._head = request_head(wire)
         self._tls = ssl.create_default_context() if wire.tls else None
 
     async def open(self, connections: int) -> None:
@@ -57,10 +56,19 @@ class Client:
             if any(isinstance(failure, OSError) for failure in opened):
                 return
 
-    async def send(self, request: Request, *, level: int, phase: str) -> Sample:
-        """Send one request and wait for its end, whatever that is. Raises nothing that a server can cause."""
+    async def send(self, request: Request, *, level: int, phase: str, within_s: float | None = None) -> Sample:
+        """Send one request and wait for its end, ``within_s`` at most. Raises nothing that a server can cause."""
+        return (await self._exchanged(request, level, phase, within_s)).sample(self._origin_ns)
+
+    async def ask(self, request: Request, *, level: int, phase: str, within_s: float | None = None) -> Asked:
+        """The same, with what was answered."""
+        exchange = await self._exchanged(request, level, phase, within_s)
+        return Asked(exchange.sample(self._origin_ns), exchange.text())
+
+    async def _exchanged(self, request: Request, level: int, phase: str, within_s: float | None) -> Exchange:
         gaps = self._gaps(request.prompt.kind) if phase == "load" else array("q")
-        exchange = Exchange(request, level, phase, self.wire, gaps)
+        wire = self.wire if within_s is None else self.wire.within(within_s)
+        exchange = Exchange(request, level, phase, wire, gaps)
         connection = self._take_idle()
         if connection is None:
             began = perf_counter_ns()
@@ -68,18 +76,18 @@ class Client:
                 connection = await self._connect_in_time(exchange)
             except OSError as error:
                 exchange.fail("connect_refused", _why_refused(error))
-                return exchange.sample(self._origin_ns)
+                return exchange
             exchange.connect_ns = perf_counter_ns() - began
         self._busy.add(connection)
         try:
-            await connection.exchange(exchange, self._head, _request_body(self.wire, request))
+            await connection.exchange(exchange, self._head, request_body(self.wire, request))
         finally:
             self._busy.discard(connection)
             if connection.reusable:
                 self._idle.append(connection)
             else:
                 connection.abort()
-        return exchange.sample(self._origin_ns)
+        return exchange
 
     def unsent(self, request: Request, level: int, outcome: str) -> Sample:
         """The record of a request that was never sent."""
@@ -87,10 +95,17 @@ class Client:
         exchange.fail(outcome, None)
         return exchange.sample(self._origin_ns)
 
+    def streaming(self) -> tuple[int, int]:
+        """How many requests of the load are under way and have had a token, and when the last of these tokens came."""
+        streams = [load.stream for connection in self._busy if (load := connection.load)]
+        had_ns = [stream.last_token_ns for stream in streams if stream.last_token_ns is not None]
+        return len(had_ns), max(had_ns, default=self._origin_ns) - self._origin_ns
+
     def abort(self, outcome: str, detail: str) -> None:
-        """End every request in flight now, with this outcome."""
+        """End every request of the load in flight now, with this outcome."""
         for connection in tuple(self._busy):
-            connection.give_up(outcome, detail)
+            if connection.load is not None:
+                connection.give_up(outcome, detail)
         for exchange, patience in self._connecting.items():
             exchange.fail(outcome, detail)
             if not patience.expired():
@@ -111,7 +126,8 @@ class Client:
 
     async def _connect_in_time(self, exchange: Exchange | None = None) -> _Connection:
         """Connect before the first-token deadline, for this exchange if `abort` is to end it too."""
-        async with asyncio.timeout(self.wire.first_token_s) as patience:
+        wire = self.wire if exchange is None else exchange.wire
+        async with asyncio.timeout(wire.first_token_s) as patience:
             if exchange is None:
                 return await self._connect()
             self._connecting[exchange] = patience
@@ -141,33 +157,6 @@ class Client:
     def _forget(self, connection: _Connection) -> None:
         if connection in self._idle:
             self._idle.remove(connection)
-
-
-def _request_head(wire: Wire) -> bytes:
-    headers = {
-        "Host": wire.authority,
-        "Content-Type": "application/json",
-        "Accept": "text/event-stream" if wire.stream else "application/json",
-        "Accept-Encoding": "identity",
-        "User-Agent": "loadbench",
-    }
-    given = {name.lower() for name in wire.headers}
-    lines = [f"POST {wire.path} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() not in given]
-    lines += [f"{name}: {value}" for name, value in wire.headers.items()]
-    head = "\r\n".join(lines).encode().replace(b"%", b"%%")  # what follows is a template
-    return head + b"\r\nX-Request-Id: %s-%d-%d\r\nContent-Length: %d\r\n\r\n"
-
-
-def _request_body(wire: Wire, request: Request) -> bytes:
-    body: dict[str, Any] = {"model": wire.model, "messages": request.prompt.messages, "stream": wire.stream}
-    if wire.stream:
-        body["stream_options"] = {"include_usage": True}
-    if wire.temperature is not None:
-        body["temperature"] = wire.temperature
-    body["max_tokens"] = request.prompt.max_tokens
-    body.update(wire.extra)
-    return orjson.dumps(body)
 
 
 class _Connection(asyncio.Protocol):
@@ -215,6 +204,11 @@ class _Connection(asyncio.Protocol):
             if self._timer is not None:
                 self._timer.cancel()
             self._exchange = None
+
+    @property
+    def load(self) -> Exchange | None:
+        """What is under way on it, where that is a request of the load."""
+        return self._exchange if self._exchange is not None and self._exchange.phase == "load" else None
 
     def is_quiet(self) -> bool:
         """Whether the server has neither closed nor said anything since its last answer.

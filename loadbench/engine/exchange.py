@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter_ns
 from typing import Any
 
@@ -13,7 +13,7 @@ import orjson
 from loadbench.engine.sse import Stream, error_text, read_answer, readable
 from loadbench.outcomes import classify
 from loadbench.records import Request, Sample
-from loadbench.scenario.redaction import without_secrets
+from loadbench.scenario.redaction import is_secret, without_secrets
 
 BODY_LIMIT_BYTES = 16 << 20
 """Largest answer kept in one piece (non-streaming, or an error page): beyond it the server is not answering a chat."""
@@ -41,9 +41,61 @@ class Wire:
     headers: Mapping[str, str]
     extra: Mapping[str, Any]
 
+    @classmethod
+    def to_our_own(cls, port: int, model: str, **changes: Any) -> Wire:
+        """Streams from a server that we have started on this machine, and leaves it its time."""
+        usual = cls(
+            host="127.0.0.1",
+            port=port,
+            authority=f"127.0.0.1:{port}",
+            path="/v1/chat/completions",
+            tls=False,
+            model=model,
+            stream=True,
+            temperature=0.0,
+            first_token_s=60.0,
+            total_s=3600.0,
+            headers={},
+            extra={},
+        )
+        return replace(usual, **changes)
+
+    def within(self, seconds: float) -> Wire:
+        """The same with no deadline later than that."""
+        return replace(self, first_token_s=min(self.first_token_s, seconds), total_s=min(self.total_s, seconds))
+
     def without_secrets(self, text: str) -> str:
         """The text without the value of any header of ours, however the server writes it."""
         return without_secrets(text, self.headers)
+
+
+def request_head(wire: Wire) -> bytes:
+    """What goes before every body; takes a request id's three parts and the body's length."""
+    headers = {
+        "Host": wire.authority,
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream" if wire.stream else "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": "loadbench",
+    }
+    given = {name.lower() for name in wire.headers}
+    lines = [f"POST {wire.path} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() not in given]
+    lines += [f"{name}: {value}" for name, value in wire.headers.items()]
+    head = "\r\n".join(lines).encode().replace(b"%", b"%%")  # what follows is a template
+    return head + b"\r\nX-Request-Id: %s-%d-%d\r\nContent-Length: %d\r\n\r\n"
+
+
+def request_body(wire: Wire, request: Request) -> bytes:
+    """One request's JSON."""
+    body: dict[str, Any] = {"model": wire.model, "messages": request.prompt.messages, "stream": wire.stream}
+    if wire.stream:
+        body["stream_options"] = {"include_usage": True}
+    if wire.temperature is not None:
+        body["temperature"] = wire.temperature
+    body["max_tokens"] = request.prompt.max_tokens
+    body.update(wire.extra)
+    return orjson.dumps(body)
 
 
 class Exchange:
@@ -135,8 +187,15 @@ class Exchange:
             self.outcome, self.detail = "truncated", "no finish_reason"
         elif answer.has_content:
             self.outcome, stream.last_token_ns = "ok", end_ns
+            stream.content.add(answer.content.encode())
+            stream.reasoning.add(answer.reasoning.encode())
         else:
             self.outcome = "empty"
+
+    def text(self) -> str:
+        """What was answered, without a key of ours that the server repeats; its hash is of what the server said."""
+        keys = {name: value for name, value in self.wire.headers.items() if is_secret(name)}
+        return without_secrets(str(self.stream.answer), keys)
 
     def sample(self, origin_ns: int) -> Sample:
         """The record of it, in nanoseconds since the run began."""
@@ -175,4 +234,6 @@ class Exchange:
             stall_ns=stream.stall_ns,
             bytes_received=self.bytes_received,
             connect_ns=self.connect_ns,
+            place=request.prompt.place,
+            answer_hash=stream.answer.hash(),
         )

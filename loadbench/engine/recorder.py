@@ -25,9 +25,6 @@ from loadbench.outcomes import is_starved
 from loadbench.records import Sample
 from loadbench.scenario.schema import Slo
 
-SERIES = ("ttft_service", "ttft_response", "e2e_service", "e2e_response", "tpot", "lag")
-"""Histograms fed by a request's end; ``gap`` is fed by its chunks."""
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:

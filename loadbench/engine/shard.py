@@ -20,7 +20,7 @@ from loadbench.engine.load import Clock, Issuing, run_level
 from loadbench.engine.pulse import Pulse
 from loadbench.engine.recorder import Recorder
 from loadbench.hdr import Hdr
-from loadbench.records import Closed, Level, Open, Prompt, Request, Sample
+from loadbench.records import Asked, Closed, Level, Open, Prompt, Request, Sample
 from loadbench.scenario.arrivals import schedule
 from loadbench.scenario.prompts import PromptMix
 
@@ -33,6 +33,7 @@ class Counters:
 
     ``ok_in_time`` and ``chunks_in_time`` are without what came in the drain. ``starved`` failed with a text that
     speaks of memory under a limit; ``last_token_ns`` is when the last token came, in this level or before, 0: never.
+    ``streaming`` are in flight and have had a token.
     """
 
     in_flight: int = 0
@@ -47,6 +48,7 @@ class Counters:
     e2e: Hdr = field(default_factory=Hdr)
     starved: int = 0
     last_token_ns: int = 0
+    streaming: int = 0
 
     @property
     def ended(self) -> int:
@@ -66,6 +68,7 @@ class Counters:
         self.e2e.merge(other.e2e)
         self.starved += other.starved
         self.last_token_ns = max(self.last_token_ns, other.last_token_ns)
+        self.streaming += other.streaming
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "ttft": self.ttft.encode(), "e2e": self.e2e.encode()}
@@ -176,19 +179,25 @@ class Shard:
         if self._client is not None:
             self._client.abort("censored", "unfinished when the drain ended")
 
-    async def one(self, prompt: Prompt, phase: str, level: int) -> Sample:
-        """One request outside the load: a canary or a warm-up."""
+    async def one(self, prompt: Prompt, phase: str, level: int, *, within_s: float | None = None) -> Sample:
+        """One request outside the load, if need be beside it: a canary or a warm-up."""
+        return (await self.ask(prompt, phase, level, within_s=within_s)).sample
+
+    async def ask(self, prompt: Prompt, phase: str, level: int, *, within_s: float | None = None) -> Asked:
+        """The same, with what was answered."""
         assert self._client is not None
-        self.phase = phase
+        beside = self.start_ns is not None
+        self.phase = self.phase if beside else phase
         request = Request(prompt.index, prompt, self.clock.now_ns())
         try:
-            sample = await self._client.send(request, level=level, phase=phase)
+            asked = await self._client.ask(request, level=level, phase=phase, within_s=within_s)
         finally:
-            self.phase = "idle"
+            self.phase = self.phase if beside else "idle"
+        sample = asked.sample
         self.recorder.add(sample)
-        if sample.outcome == "ok" and sample.sent_ns is not None and sample.last_token_ns is not None:
+        if not beside and sample.outcome == "ok" and sample.sent_ns is not None and sample.last_token_ns is not None:
             self.e2e_s = max(self.e2e_s or 0.0, (sample.last_token_ns - sample.sent_ns) / 1e9)
-        return sample
+        return asked
 
     async def prepare(self, level: Level) -> None:
         """Open the connections that the level will want, so that none is set up inside it."""
@@ -242,6 +251,7 @@ class Shard:
     def counters(self) -> Counters:
         """The level so far."""
         recorder, issuing = self.recorder, self._issuing
+        streaming, last_token_ns = (0, 0) if self._client is None else self._client.streaming()
         ok_in_time, chunks_in_time = self._in_time or (recorder.outcomes["ok"], recorder.chunks)
         return Counters(
             self.in_flight,
@@ -255,7 +265,8 @@ class Shard:
             recorder.ttft,
             recorder.e2e,
             recorder.starved,
-            recorder.last_token_ns,
+            max(recorder.last_token_ns, last_token_ns),
+            streaming,
         )
 
     def _connections_for(self, level: Level) -> int:

@@ -14,12 +14,13 @@ from typing import Any
 
 import orjson
 
+from loadbench.engine.text import KEPT_BYTES, Text
 from loadbench.records import STALL_NS
 
 EVENT_LIMIT_BYTES = 4 << 20
 """No chat chunk is this long; beyond it the answer is not a stream of events, and buffering on would eat our memory."""
 
-_PLAIN = re.compile(rb'[^"\\\x00-\x1f\x7f]+')  # JSON string text in which nothing is escaped and no line ends
+_PLAIN = re.compile(rb'[^"\\\x00-\x1f\x7f]+').fullmatch  # JSON string text in which nothing is escaped and no line ends
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 LEARN_AFTER = 4
 """Content chunks before the first template is tried: it costs as much as four chunks, and not at the first token."""
@@ -36,18 +37,24 @@ class Stream:
     ``error`` (the server reports one) or ``protocol`` (it makes no sense). ``stray`` is the first line that is no
     event's: the standard has us ignore it, but an answer made of nothing else deserves to be quoted. ``over``: [DONE]
     or a problem was seen, and nothing that follows can change the outcome.
+
+    ``content`` is what was answered, ``reasoning`` what a model that thinks aloud said before it; ``answer`` is the
+    first, or the second where it never came to the first (max_tokens was reached while it thought).
     """
 
     __slots__ = (
+        "_between",
         "_buffer",
         "_data",
         "_event",
         "_gaps",
         "_learn_left",
         "_prefix",
+        "_said",
         "_skip_newline",
         "_suffix",
         "chunks",
+        "content",
         "done_ns",
         "finish_reason",
         "first_event_ns",
@@ -59,6 +66,7 @@ class Stream:
         "output_tokens",
         "over",
         "problem",
+        "reasoning",
         "stall_ns",
         "stray",
     )
@@ -70,6 +78,7 @@ class Stream:
         self._event = b""
         self._skip_newline = False
         self._prefix = self._suffix = NO_TEMPLATE
+        self._between = slice(0)
         self._learn_left = _LEARN_LIMIT
         self.first_event_ns: int | None = None
         self.first_token_ns: int | None = None
@@ -78,6 +87,9 @@ class Stream:
         self.max_gap_ns: int | None = None
         self.stall_ns = 0
         self.chunks = 0
+        self.content = Text()
+        self._said = self.content.said  # a call less per chunk
+        self.reasoning = Text()
         self.keep_alives = 0
         self.finish_reason: str | None = None
         self.input_tokens: int | None = None
@@ -89,7 +101,7 @@ class Stream:
     def feed(self, data: bytes, now_ns: int) -> None:
         """Take bytes of the body, in any cut, that arrived at ``now_ns``."""
         if not (self._buffer or self._data or self._event or self._skip_newline):
-            if data.startswith(self._prefix) and self._is_content_alone(data):
+            if data.startswith(self._prefix) and self._took_content_alone(data):
                 self._token(now_ns)
                 return
             if data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2 and data.endswith(b"\n\n"):
@@ -111,12 +123,23 @@ class Stream:
             self._buffer = b""
         self._dispatch(now_ns)
 
-    def _is_content_alone(self, data: bytes) -> bool:
-        """Whether what starts like the template is a content chunk and nothing else."""
-        stop = len(data) - len(self._suffix)
-        if not data.endswith(self._suffix) or _PLAIN.fullmatch(data, len(self._prefix), stop) is None:
+    @property
+    def answer(self) -> Text:
+        """What an answer's hash is of."""
+        return self.content or self.reasoning
+
+    def _took_content_alone(self, data: bytes) -> bool:
+        """Whether what starts like the template is a content chunk and nothing else; then its text is taken."""
+        if not data.endswith(self._suffix):
             return False
-        return data.isascii() or _is_utf8(data)
+        text = data[self._between]
+        if _PLAIN(text) is None or not (text.isascii() or _is_utf8(text)):
+            return False
+        said = self._said
+        said += text
+        if len(said) > KEPT_BYTES:
+            self.content.let_go()
+        return True
 
     def _event_alone(self, event: bytes, now_ns: int) -> None:
         """A read that is one event on one line, as nearly all are: no need to look for lines in it."""
@@ -147,9 +170,8 @@ class Stream:
         buffer, start = self._buffer, 0
         if self.first_event_ns is None and buffer.startswith(b"\xef\xbb\xbf"):
             start = 3
+        self._skip_newline = buffer.endswith(b"\r")
         for match in _LINE_END.finditer(buffer, start):
-            if match.group() == b"\r" and match.end() == len(buffer):
-                self._skip_newline = True
             self._line(buffer[start : match.start()], now_ns)
             start = match.end()
         self._buffer = buffer[start:]
@@ -203,6 +225,10 @@ class Stream:
             return
         if answer.has_content:
             self._token(now_ns)
+            if answer.content:
+                self.content.add(answer.content.encode())
+            elif answer.reasoning:
+                self.reasoning.add(answer.reasoning.encode())
         if answer.finish_reason is not None:
             self.finish_reason = answer.finish_reason
         if answer.output_tokens is not None:
@@ -215,13 +241,14 @@ class Stream:
         only when that gives the same object with the marker as ``choices[0].delta.content``, and this chunk carries
         neither finish_reason nor usage, are the bytes before and after the text kept. An event that shares them to the
         letter, with unescaped string text between, then decodes to the same object with another text: a content chunk.
+        With several choices in one chunk that text would not be all that it says.
         """
         self._learn_left -= 1
         try:
             chunk = orjson.loads(event[6:])
-            choice = chunk["choices"][0]
+            (choice,) = chunk["choices"]
             text = choice["delta"]["content"]
-        except (orjson.JSONDecodeError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError):  # a JSONDecodeError is a ValueError
             return
         if not isinstance(text, str) or not text or choice.get("finish_reason") or chunk.get("usage"):
             return
@@ -235,6 +262,7 @@ class Stream:
             return
         if same:
             self._prefix, self._suffix = prefix, suffix
+            self._between = slice(len(prefix), -len(suffix))
 
     def _fail(self, kind: str, text: str) -> None:
         if self.problem is None:
@@ -253,10 +281,12 @@ def _is_utf8(data: bytes) -> bool:
 class Answer:
     """What one chat completion object, whole or a chunk, says."""
 
-    __slots__ = ("finish_reason", "has_content", "input_tokens", "output_tokens")
+    __slots__ = ("content", "finish_reason", "has_content", "input_tokens", "output_tokens", "reasoning")
 
     def __init__(self) -> None:
         self.has_content = False
+        self.content = ""
+        self.reasoning = ""
         self.finish_reason: str | None = None
         self.input_tokens: int | None = None
         self.output_tokens: int | None = None
@@ -274,10 +304,17 @@ def read_answer(document: Any, part: str) -> Answer | None:
         if not isinstance(choice, dict):
             return None
         said = choice.get(part)
-        if isinstance(said, dict) and (
-            said.get("content") or said.get("reasoning_content") or said.get("reasoning") or said.get("tool_calls")
-        ):
-            answer.has_content = True
+        if isinstance(said, dict):
+            if content := said.get("content"):
+                answer.has_content = True
+                if isinstance(content, str):
+                    answer.content += content
+            elif reasoning := said.get("reasoning_content") or said.get("reasoning"):
+                answer.has_content = True
+                if isinstance(reasoning, str):
+                    answer.reasoning += reasoning
+            elif said.get("tool_calls"):
+                answer.has_content = True
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason:
             answer.finish_reason = reason
