@@ -183,6 +183,19 @@ async def test_one_that_does_not_react_is_killed(cache: Path, monkeypatch: pytes
     assert foundry.returncode == -signal.SIGKILL
 
 
+@linux
+async def test_one_that_does_not_answer_is_not_asked_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foundry_module, "STOP_TIMEOUT_S", 0.1)
+    async with await EmbeddedFoundry.start({}, cache) as foundry:
+        with pytest.raises(TargetError, match="nothing to do by the name of dance"):
+            await foundry.ask({"do": "dance"})
+        freeze(foundry.pid)
+        with pytest.raises(TargetError, match=r"the embedded service did not load within 0\.1 s"):
+            await foundry.ask({"do": "load", "id": "x:1"}, timeout_s=0.1)
+        with pytest.raises(TargetError, match="the embedded service has not answered to: load"):
+            await foundry.ask({"do": "list"})
+
+
 async def test_a_wedged_engine_cannot_keep_its_process_alive(cache: Path) -> None:
     async def until_stuck(foundry: EmbeddedFoundry, session: aiohttp.ClientSession, model: SyntheticModel) -> None:
         """Read until nothing but keep-alives come, which are 250 ms apart. Two of 224 tokens do not fit 256."""
@@ -245,13 +258,12 @@ async def test_the_terminals_interrupt_does_not_reach_it(cache: Path) -> None:
         assert os.getsid(foundry.pid) != os.getsid(0)
 
 
-async def test_a_model_that_is_not_there_is_one_clear_line_with_the_log(cache: Path) -> None:
-    with pytest.raises(TargetError) as caught:
-        await EmbeddedFoundry.start({"ghost:1": cache / "ghost"}, cache)
-    line = str(caught.value)
-    assert "did not start" in line and "model_path must be an existing directory" in line and "\n" not in line
-    log = re.search(r"\(log: (.+)\)$", line)
-    assert log is not None and "model_path must be an existing directory" in read(log[1])
+async def test_a_model_that_the_service_refuses_has_its_reason_and_the_others_are_served(cache: Path) -> None:
+    tiny = ensure("tiny", cache)
+    async with await EmbeddedFoundry.start({"ghost:1": cache / "ghost", tiny.model_id: tiny.path}, cache) as foundry:
+        assert "model_path must be an existing directory" in foundry.refused["ghost:1"]
+        assert foundry.model_ids == (tiny.model_id,)
+        assert "model_path must be an existing directory" in read(str(foundry.log))
 
 
 async def test_a_port_that_is_taken_is_one_clear_line(cache: Path) -> None:

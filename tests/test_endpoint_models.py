@@ -35,6 +35,14 @@ async def _resolve(recording: str, asked: str) -> Resolved:
         ("foundry-0.8", "qwen2.5-0.5b", "qwen2.5-0.5b-instruct-generic-cpu:4", "by its alias"),
         # The GPU variant is newer, but it is the other one that is loaded.
         ("foundry-0.8", "phi-4-mini", "Phi-4-mini-instruct-generic-cpu:4", "by its alias"),
+        ("foundry-0.8", "phi-4-mini@gpu", "Phi-4-mini-instruct-generic-gpu:5", "by its alias"),
+        ("foundry-0.8", "phi-4-mini@CPU", "Phi-4-mini-instruct-generic-cpu:4", "by its alias"),
+        (
+            "foundry-2-public",
+            "qwen2.5-0.5b-instruct-cuda-gpu@gpu",
+            "qwen2.5-0.5b-instruct-cuda-gpu:4",
+            "by its name, newest version",
+        ),
         ("foundry-0.3", "phi-3.5-mini", "Phi-3.5-mini-instruct-generic-cpu", "by its alias"),
         ("ollama", "gemma3", "gemma3:latest", "by its name, newest version"),
         ("ollama", "gemma3:12b", "gemma3:12b", "by its exact id"),
@@ -84,6 +92,11 @@ async def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
         await _resolve("ollama", "xyzzy")
 
 
+async def test_a_variant_for_a_device_that_is_not_there_is_refused_though_others_are() -> None:
+    with pytest.raises(TargetError, match="there is no model phi-4-mini@npu; the nearest of 4: "):
+        await _resolve("foundry-0.8", "phi-4-mini@npu")
+
+
 async def test_a_server_that_lists_nothing_gets_the_name_as_given() -> None:
     async with replay({"answers": {"/v1/chat/completions": {"status": 405, "text": ""}}}) as server:
         endpoint = await discover(server.url)
@@ -97,10 +110,13 @@ async def test_a_server_that_lists_nothing_gets_the_name_as_given() -> None:
     [
         (
             "foundry-0.8",
-            ModelInfo("Phi-4-mini-instruct-generic-gpu:5", "phi-4-mini", False, "/v1", 3710 << 20, "GPU", "MIT"),
+            ModelInfo(
+                *("Phi-4-mini-instruct-generic-gpu:5", "phi-4-mini", False, "/v1", 3710 << 20, "GPU", "MIT"),
+                *("WebGpuExecutionProvider", ("chat-completion",), True),
+            ),
         ),
-        ("ollama", ModelInfo("gemma3:latest", None, False, "/v1", 3338801804, None, None)),
-        ("lm-studio", ModelInfo("qwen2-vl-7b-instruct", None, False, "/v1", None, None, None)),
+        ("ollama", ModelInfo("gemma3:latest", None, False, "/v1", 3338801804, None, None, cached=True)),
+        ("lm-studio", ModelInfo("qwen2-vl-7b-instruct", None, False, "/v1", None, None, None, cached=True)),
         ("llama.cpp", ModelInfo("Qwen3-0.6B-Q8_0.gguf", None, True, "/v1", 633401344, None, None)),
         ("foundry-2-public", ModelInfo("qwen2.5-0.5b-instruct-generic-cpu:4", None, False, "/v1", None, None, None)),
     ],

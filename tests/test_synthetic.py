@@ -95,7 +95,8 @@ def test_a_model_to_measure_memory_with_is_small_on_disk_and_large_in_use(name: 
 
 def test_an_unknown_name_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"synthetic:huge: expected one of tiny, edge, batching, kv, kv-growing, wedge, got 'huge'"
+        UsageError,
+        match=r"synthetic:huge: expected one of tiny, broken, edge, batching, kv, kv-growing, wedge, got 'huge'",
     ):
         ensure("huge", tmp_path)
 

@@ -86,23 +86,23 @@ async def locate(url: Url, timeout_s: float) -> Address:
     """Resolve the host once and keep the address that takes a connection first; ties go to the system's order.
 
     ``localhost`` is tried as 127.0.0.1 and ::1: services bind one of them, systems resolve it to either.
-    Raises TargetError when none does.
+    Raises TargetError when none does; its cause is the system's own error.
     """
     try:
         async with asyncio.timeout(timeout_s):
             candidates = await _candidates(url)
             ip = await _first_to_connect(candidates, url.port)
-    except TimeoutError:
-        raise TargetError(f"{url}: no connection within {timeout_s:g} s: is the host up and the port open?") from None
+    except TimeoutError as error:
+        raise TargetError(f"{url}: no connection within {timeout_s:g} s: is the host up and the port open?") from error
     except socket.gaierror as error:
-        raise TargetError(f"{url}: the name {url.host} cannot be resolved ({error.strerror})") from None
-    except ConnectionRefusedError:
+        raise TargetError(f"{url}: the name {url.host} cannot be resolved ({error.strerror})") from error
+    except ConnectionRefusedError as error:
         raise TargetError(
             f"{url}: connection refused: is the service running? (`foundry server status` or `foundry service status` "
             "tells its address)"
-        ) from None
+        ) from error
     except OSError as error:
-        raise TargetError(f"{url}: no connection ({error.strerror or error})") from None
+        raise TargetError(f"{url}: no connection ({error.strerror or error})") from error
     return Address(url.scheme, url.host, url.port, ip, url.host_header)
 
 

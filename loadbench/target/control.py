@@ -7,7 +7,7 @@ anything, and what answers there may send gigabytes, HTML or nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -32,6 +32,17 @@ def one_line(text: str, limit: int = 200) -> str:
     """Make foreign text fit to print: one line, no control characters, no more than ``limit`` characters."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def without_whereabouts(text: str) -> str:
+    """Foundry's errors without the source file, line and C++ signature of each function that they came through."""
+    while found := re.search(r"\S+\.(?:cc|cpp|h):\d+ [^(]*\(", text):
+        depth, end = 1, found.end()
+        while end < len(text) and depth:
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            end += 1
+        text = text[: found.start()] + text[end:].removeprefix(" const").removeprefix("::<lambda()>").lstrip()
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +121,32 @@ class Control:
         except (aiohttp.ClientError, OSError) as error:
             raise TargetError(f"{where}: {self._clean(_reason(error))}") from None
 
+    async def lines(self, path: str, post: Mapping[str, Any], idle_timeout_s: float) -> AsyncIterator[str]:
+        """POST and yield the answer line by line as it comes, for hours if need be. TargetError for anything but 200,
+        for a connection that breaks, and for one on which nothing comes for so long.
+        """
+        import aiohttp
+        from yarl import URL
+
+        where = self._name + path
+        try:
+            async with self._session.post(
+                URL(self._origin + path, encoded=True),
+                data=orjson.dumps(post),
+                headers=self._headers | {"Content-Type": "application/json"},
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None, sock_read=idle_timeout_s),
+            ) as response:
+                if response.status != 200:
+                    answer = self._answer(response, await _read(response, where))
+                    raise TargetError(f"{where}: {answer.status}: {answer.said}")
+                async for line in response.content:
+                    yield self._clean(line.decode("utf-8", "replace"))
+        except TimeoutError:
+            raise TargetError(f"{where}: nothing came for {idle_timeout_s:g} s") from None
+        except (aiohttp.ClientError, ValueError, OSError) as error:  # ValueError: a line without an end
+            raise TargetError(f"{where}: {self._clean(_reason(error))}") from None
+
     def _clean(self, text: str) -> str:
         return without_secrets(text, self._secrets)
 
@@ -144,7 +181,7 @@ def _said(json: Any, body: bytes) -> tuple[str, int]:
     if isinstance(json, dict):
         error = json.get("error", json.get("detail", json))
         text = error.get("message", error) if isinstance(error, dict) else error
-        return str(text)[:QUOTE_LIMIT], 200
+        return without_whereabouts(str(text)[:QUOTE_LIMIT]), 200
     text = body[:QUOTE_LIMIT].decode("utf-8", "replace")
     title = re.search(r"<title>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
     return (title[1] if title else text), 80

@@ -6,7 +6,7 @@ To add an API dialect, add a row. Asking is ``control``'s, choosing a model ``en
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loadbench.target.control import Answer
@@ -36,6 +36,9 @@ class Dialect:
     loaded ones; where it is None they are those the listing marks, or all if ``resident``. ``process`` is a pattern for
     the name of the process that listens and, with its children, holds the models; None: the server tells its pid, or
     that process is not known to be the one.
+
+    ``on_disk``: what it lists is on its disk. ``catalogue`` lists what it could download besides. ``instead`` says, by
+    the command of ``loadbench models`` that its API has nothing for, what does it.
     """
 
     kind: str
@@ -49,6 +52,9 @@ class Dialect:
     load: Call | None = None
     unload: Call | None = None
     process: str | None = None
+    on_disk: bool = False
+    catalogue: str | None = None
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_models(body: Any) -> list[dict[str, Any]]:
@@ -79,7 +85,17 @@ def _read_model(row: Mapping[str, Any]) -> dict[str, Any]:
         "size_bytes": plain("size", int) or inner("meta", "size", int) if megabytes is None else megabytes << 20,
         "device": inner("runtime", "deviceType", str),
         "licence": plain("license", str),
+        "execution_provider": inner("runtime", "executionProvider", str),
+        "capabilities": _capabilities(row),
     }
+
+
+def _capabilities(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """LM Studio and Ollama list them; an old Foundry has a task and says of tools alone whether it can."""
+    told = row.get("capabilities")
+    words = told.split(",") if isinstance(told, str) else told if isinstance(told, list) else [row.get("task")]
+    tools = ["tool-calling"] if row.get("supportsToolCalling") is True else []
+    return tuple(word for word in [*words, *tools] if word and isinstance(word, str))
 
 
 def _aliases(model_id: str) -> list[str]:
@@ -162,6 +178,10 @@ DIALECTS: tuple[tuple[Dialect, ...], ...] = (
             loaded="{prefix}/models/loaded",
             load=Call("{prefix}/models/load/{name}", names=_aliases),
             unload=Call("{prefix}/models/unload/{name}", names=_aliases),
+            instead={
+                "pull": "on its host, `foundry model download {name}`",
+                "rm": "on its host, `foundry cache remove {name}`",
+            },
         ),
         Dialect(
             "foundry-0.8",
@@ -174,10 +194,21 @@ DIALECTS: tuple[tuple[Dialect, ...], ...] = (
             load=Call("/openai/load/{name}?ttl=86400"),
             unload=Call("/openai/unload/{name}?force=true"),
             process="inference|foundry",
+            on_disk=True,
+            catalogue="/foundry/list",
+            instead={"rm": "on its host, `foundry cache remove {name}`"},
         ),
     ),
     (
-        Dialect("llama.cpp", "llama.cpp", ("/props",), _llama_cpp, resident=True, process="llama"),
+        Dialect(
+            "llama.cpp",
+            "llama.cpp",
+            ("/props",),
+            _llama_cpp,
+            resident=True,
+            process="llama",
+            instead=dict.fromkeys(("pull", "load", "unload", "rm"), "start it anew, `llama-server --model FILE`"),
+        ),
         Dialect(
             "ollama",
             "Ollama",
@@ -188,9 +219,32 @@ DIALECTS: tuple[tuple[Dialect, ...], ...] = (
             load=Call("/api/generate", {"model": "{name}", "stream": False}),
             unload=Call("/api/generate", {"model": "{name}", "stream": False, "keep_alive": 0}),
             process="ollama",
+            on_disk=True,
+            instead={"rm": "on its host, `ollama rm {name}`"},
         ),
-        Dialect("lm-studio", "LM Studio", ("/api/v0/models",), _lm_studio, listing=("/api/v0/models",)),
-        Dialect("vllm", "vLLM", ("/version", "/v1/models"), _vllm, resident=True, process="vllm|python"),
+        Dialect(
+            "lm-studio",
+            "LM Studio",
+            ("/api/v0/models",),
+            _lm_studio,
+            listing=("/api/v0/models",),
+            on_disk=True,
+            instead={
+                "pull": "on its host, `lms get {name}`",
+                "load": "on its host, `lms load {name}`",
+                "unload": "on its host, `lms unload {name}`",
+                "rm": "on its host, in its window",
+            },
+        ),
+        Dialect(
+            "vllm",
+            "vLLM",
+            ("/version", "/v1/models"),
+            _vllm,
+            resident=True,
+            process="vllm|python",
+            instead=dict.fromkeys(("pull", "load", "unload", "rm"), "start it anew, `vllm serve NAME`"),
+        ),
         Dialect("openai", "OpenAI-compatible server", ("/v1/models",), _lists_models("/v1/models")),
         Dialect("openai", "OpenAI-compatible server", ("/models",), _lists_models("/models"), bases=("",)),
     ),

@@ -22,6 +22,14 @@ LIST_TIMEOUT_S = 20.0  # Foundry's public catalogue takes 5 s to find that there
 LOAD_TIMEOUT_S = 600.0  # tens of gigabytes from a slow disk
 
 
+class StrangerError(TargetError):
+    """Somebody answers at the base URL, but no model server; ``status`` is the HTTP status of what tells the most."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A server that answered. ``url`` is the base under which ``/chat/completions`` lives, ``root`` what is above it.
@@ -47,7 +55,7 @@ class Endpoint:
 async def discover(text: str, *, headers: Headers | None = None, timeout_s: float = 5.0) -> Endpoint:
     """Find out who answers at a base URL.
 
-    Raises UsageError for what is no URL, TargetError where nothing answers or no model server does.
+    Raises UsageError for what is no URL, TargetError where nothing answers, StrangerError where no model server does.
     """
     url = parse_url(text)
     address = await locate(url, timeout_s)
@@ -96,12 +104,14 @@ def _endpoint(url: Url, root: str, address: Address, dialect: Dialect, facts: di
     )
 
 
-def _not_a_model_server(url: Url, answers: Answers) -> TargetError:
+def _not_a_model_server(url: Url, answers: Answers) -> StrangerError:
     """Say what it is instead, from the answer that tells the most."""
     path = "/v1/models" if "/v1/models" in answers else min(answers)
     answer = answers[path]
     said = f": {answer.said}" if answer.said else ""
     if answer.status in (401, 403):
-        return TargetError(f"{url}: refuses us with {answer.status}{said}; a key goes into OPENAI_API_KEY or --header")
+        return StrangerError(
+            f"{url}: refuses us with {answer.status}{said}; a key goes into OPENAI_API_KEY or --header", answer.status
+        )
     found = f"{answer.status} {answer.content_type}" + (f" from {answer.server}" if answer.server else "")
-    return TargetError(f"{url}: expected a model server, got {found} for GET {path}{said}")
+    return StrangerError(f"{url}: expected a model server, got {found} for GET {path}{said}", answer.status)

@@ -29,7 +29,7 @@ from loadbench.target.fake_answer import Ask, error_body, reply
 from loadbench.target.fake_faults import HONEST, End, Fault
 from loadbench.target.fake_flavours import CHAT, FLAVOURS, Shelf
 from loadbench.target.fake_pacer import Pacer
-from loadbench.target.fake_script import Script, choose_fault, script_from_json, stretch
+from loadbench.target.fake_script import Script, choose_answer, choose_fault, script_from_json, stretch
 from loadbench.target.fake_wire import Connection, Message, Stream
 
 __all__ = ["FakeServer", "Script", "Truth", "run_fake", "serve"]
@@ -227,6 +227,7 @@ class FakeServer:
             close=not message.keep_alive or script.connection_close or (stream and script.framing == "close"),
             jitter_ns=int(script.first_token_jitter_ms * 1e6 * self._draw.random()),
             stretch=self._stretch,
+            text=choose_answer(script, self._seq, texts[-1] if texts else "") if script.answers else None,
         )
 
     def _admit(self, stream: Stream) -> None:

@@ -5,6 +5,7 @@ The events are those of Foundry Local 2.2.1, key for key.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import zlib
@@ -55,7 +56,10 @@ class Framing:
 
 @dataclass(slots=True)
 class Ask:
-    """A request that was understood, with what was drawn for it. ``stretch`` tells how much slower sharing makes it."""
+    """A request that was understood, with what was drawn for it. ``stretch`` tells how much slower sharing makes it.
+
+    ``tokens`` is the most that it may have. A ``text`` has a token a word; without one the answer has them all.
+    """
 
     script: Script
     fault: Fault
@@ -69,10 +73,16 @@ class Ask:
     close: bool
     jitter_ns: int
     stretch: Callable[[], float]
+    text: str | None = None
+    pieces: tuple[bytes, ...] = field(init=False)
     frame: Framing = field(init=False)
     after: bytes = field(init=False)
 
     def __post_init__(self) -> None:
+        words = [] if self.text is None else re.findall(r"\s*\S+|\s+$", self.text)
+        self.pieces = tuple(orjson.dumps(word)[1:-1] for word in words)
+        if self.text is not None and (self.finish_reason == "stop" or len(words) <= self.tokens):
+            self.tokens, self.finish_reason = len(words), "stop"
         self.frame = Framing(self.stream and self.script.framing == "chunked", self.fault.gzip)
         kind = b"chat.completion.chunk" if self.stream else b"chat.completion"
         self.after = b'"created":%d,"id":"chatcmpl-%d","model":%b,"object":"%b","system_fingerprint":null' % (
@@ -131,7 +141,7 @@ class Ask:
         before, after = self._event(b'{"content":"|"}', b"null").split(b"|")
         at_ns = 0
         for at_ns, first, many in self._pace():
-            words = WORDS[first & 15] if many == 1 else _words(first, many)
+            words = WORDS[first & 15] if many == 1 and self.text is None else self._words(first, many)
             yield at_ns, lead + frame(before + words + after), many
             lead = b""
         event = error_body(self.status, fault.text) if fault.text else fault.event
@@ -152,7 +162,7 @@ class Ask:
             yield at_ns, b"", 0
             tokens += many
         reason = orjson.dumps(self.finish_reason) if fault.finish else b"null"
-        message = b'{"content":"%b","refusal":null,"role":"assistant"}' % _words(0, tokens)
+        message = b'{"content":"%b","refusal":null,"role":"assistant"}' % self._words(0, tokens)
         choice = b'{"finish_reason":%b,"index":0,"logprobs":null,"message":%b}' % (reason, message)
         body = b'{"choices":[%b],%b,"usage":%b}' % (choice, self.after, self._usage())
         body = self.frame(fault.event or body, last=True)
@@ -183,6 +193,11 @@ class Ask:
             yield int(at_ns), first, min(step, count - first)
             at_ns += gap_ns * stretch()
 
+    def _words(self, first: int, many: int) -> bytes:
+        if self.text is not None:
+            return b"".join(self.pieces[first : first + many])
+        return b"".join(WORDS[i & 15] for i in range(first, first + many))
+
     def _tail(self) -> bytes:
         """What ends a stream: finish_reason, usage if asked for, [DONE]; less what the fault leaves out."""
         tail = self._event(b"{}", orjson.dumps(self.finish_reason)) if self.fault.finish else b""
@@ -197,10 +212,6 @@ class Ask:
             self.input_tokens,
             self.input_tokens + made,
         )
-
-
-def _words(first: int, many: int) -> bytes:
-    return b"".join(WORDS[i & 15] for i in range(first, first + many))
 
 
 def _slowly(head: bytes) -> Iterator[Step]:

@@ -43,6 +43,9 @@ class Script:
     prefill_ms: NonNegative = _knob(0, "and so much more per input token (a UTF-8 byte of the messages)")
     gap_ms: NonNegative = _knob(20, "time from token to token")
     tokens: Count = _knob(32, "tokens of an answer whose request sets no max_tokens")
+    answers: tuple[str, ...] = _knob(
+        (), "texts of the answers, in turn; PATTERN => TEXT: of those to a last message that has this pattern"
+    )
     tokens_per_chunk: Positive = _knob(1, "tokens per content event")
     slowdown: NonNegative = _knob(0, "each other active request stretches all times by so much; 1: shared")
     crosstalk: NonNegative = _knob(0, "and so much more for each ordered pair of active requests")
@@ -77,6 +80,16 @@ class Script:
         for rule in rules:
             _parse_rule(rule)
         return rules
+
+    @field_validator("answers")
+    @classmethod
+    def _patterns_make_sense(cls, answers: tuple[str, ...]) -> tuple[str, ...]:
+        for answer in answers:
+            try:
+                re.compile(_split(answer)[0] or "")
+            except re.error as error:
+                raise ValueError(f"expected a regular expression before{ARROW}: {error}") from None
+        return answers
 
     @field_validator("flavour")
     @classmethod
@@ -114,6 +127,28 @@ def script_from_file(path: Path) -> Script:
         return script_from_json(path.read_bytes(), str(path))
     except OSError as error:
         raise UsageError(f"{path}: expected a JSON file that can be read: {error.strerror}") from None
+
+
+ARROW = " => "
+
+
+def _split(answer: str) -> tuple[str | None, str]:
+    """The pattern, if any, and the text."""
+    pattern, arrow, text = answer.partition(ARROW)
+    return (pattern, text) if arrow else (None, answer)
+
+
+def choose_answer(script: Script, seq: int, question: str) -> str | None:
+    """What request number ``seq`` (from 1) is answered; None: as many words as it asks for.
+
+    The first pattern that its last message has decides, else the turn of those without one.
+    """
+    answers = [_split(answer) for answer in script.answers]
+    for pattern, text in answers:
+        if pattern is not None and re.search(pattern, question):
+            return text
+    in_turn = [text for pattern, text in answers if pattern is None]
+    return in_turn[(seq - 1) % len(in_turn)] if in_turn else None
 
 
 SAID_IN_TEXT = re.compile(r"\bfake-fault:(\w+)")

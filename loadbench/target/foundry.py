@@ -1,12 +1,13 @@
 """Run a real Foundry Local in a child process, and see to it that the process ends.
 
-What runs in the child is ``foundry_child``'s; loading models and asking them is ``endpoint``'s, over HTTP like for any
-other service.
+What runs in the child is ``foundry_child``'s; loading models and asking them is ``models``'s, over HTTP like for any
+other service. Only what HTTP cannot say goes to the child itself, by ``ask``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,16 +25,27 @@ import psutil
 from loadbench.errors import TargetError, UsageError
 from loadbench.platform import apart
 from loadbench.target.containment import Limit, limit_for
+from loadbench.target.control import without_whereabouts
 
 START_TIMEOUT_S = 60.0  # it takes 0.2 s; a cold disk and a virus scanner take longer
 STOP_TIMEOUT_S = 5.0  # it ends within milliseconds; after this it is killed
+ASK_TIMEOUT_S = 600.0  # to load tens of gigabytes from a slow disk
 KILL_TIMEOUT_S = 5.0  # what the kernel does not end by then hangs in a driver, and no patience helps
 LOG_TAIL_BYTES = 64 << 10
+
+CATALOGUE_VARIABLE = "LOADBENCH_CATALOG_URL"
+"""Names another public catalogue; its path ends in /asset-gallery/v1.0/models."""
 
 COMMAND = (sys.executable, "-m", "loadbench.target.foundry_child")
 
 # `CI` keeps the runtime from uploading anything: the two other switches still leave one event.
 QUIET = {"CI": "true", "ORT_TELEMETRY_DISABLED": "1"}
+
+# For a synthetic model without the runtime's arena, there to be held against arithmetic: every buffer is a mapping of
+# its own, which goes back when it is freed. Else glibc raises this threshold to what was last freed, and a cache that
+# grows is kept in fragments, too: 37 to 41 KiB a token, not 32. Not for anybody's own models: it takes three times the
+# CPU time, and is not what their users have.
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(32 << 10)}
 
 
 def cache_dir() -> Path:
@@ -51,8 +63,9 @@ class EmbeddedFoundry:
     """A Foundry Local of our own, for as long as this object is entered or until ``stop``.
 
     ``root_url`` is where the service answers, ``base_url`` where the models registered here do (one's own models have a
-    prefix) or, without any, those of the public catalog. ``versions`` maps package to version; ``log`` is the file that
-    the child's output goes to; ``limit`` holds its memory, None: nothing does.
+    prefix) or, without any, those of the public catalog. ``refused`` has the reason for each model that the service did
+    not take. ``versions`` maps package to version; ``log`` is the file that the child's output goes to; ``limit`` holds
+    its memory, None: nothing does.
     """
 
     def __init__(
@@ -65,7 +78,10 @@ class EmbeddedFoundry:
         self.base_url = self.root_url + ("/catalogs/local/v1" if answer["models"] else "/v1")
         self.pid: int = answer["pid"]
         self.versions: dict[str, str] = answer["versions"]
-        self.model_ids: tuple[str, ...] = tuple(answer["models"])
+        self.refused: dict[str, str] = answer["refused"]
+        self.model_ids: tuple[str, ...] = tuple(id_ for id_ in answer["models"] if id_ not in self.refused)
+        self._asking = asyncio.Lock()
+        self._unanswered: str | None = None
         self.log = folder / "child.log"
 
     @classmethod
@@ -78,28 +94,34 @@ class EmbeddedFoundry:
         port: int = 0,
         memory_limit_bytes: int | None = None,
         limit_kind: str | None = None,
+        downloaded: Mapping[str, Path] | None = None,
     ) -> Self:
         """Start the service with ``models`` (id such as ``name:1`` → folder) registered, none of them loaded.
 
-        Port 0 lets the system choose. Without models, those that the service itself downloads are kept in ``cache``.
+        Port 0 lets the system choose. ``downloaded`` are models of the public catalogue (id → folder in the cache) that
+        it is to serve beside them. Without either it works in the catalogue's own cache, where downloads belong.
         ``limit_kind`` as in ``containment.limit_for``.
         Raises TargetError when the service does not come up, with the reason and where its log is.
         """
         folder = _own_folder(cache)
+        link_downloads((downloaded or {}).values(), catalogue_dir(cache), folder / "models")
         request = {
             "models": {model_id: str(path.absolute()) for model_id, path in models.items()},
             "app_data_dir": str(folder),
-            # The runtime keeps its register of local models here: shared, two runs would undo each other's.
-            "model_cache_dir": str(folder / "models" if models else cache / "catalog"),
+            # The runtime keeps its register of local models here: shared, two runs would undo each other's. So a run
+            # has a folder of its own, in which the downloads that it serves are linked.
+            "model_cache_dir": str(folder / "models" if models or downloaded else catalogue_dir(cache)),
+            "catalog_url": os.environ.get(CATALOGUE_VARIABLE) or None,
             "logs_dir": str(folder),
             "host": host,
             "port": port,
         }
         limit = None if memory_limit_bytes is None else limit_for(COMMAND, memory_limit_bytes, limit_kind)
-        process = _spawn(folder / "child.log", limit)
+        mapped = any(path.parent == cache / "synthetic" and _without_arena(path) for path in models.values())
+        process = _spawn(folder / "child.log", limit, MAPPED if mapped else {})
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                answer = await asyncio.to_thread(_converse, process, request)
+                answer = await asyncio.to_thread(_converse, process, request, _ignore)
         except TimeoutError:
             answer = {"error": f"no answer within {START_TIMEOUT_S:.0f} s"}
         except BaseException:
@@ -110,9 +132,9 @@ class EmbeddedFoundry:
         if "error" in answer:
             _end(process, grace_s=0)
             _release(limit)
-            log = folder / "child.log"
-            raise TargetError(f"the embedded Foundry Local did not start: {answer['error']} (log: {log})")
-        return cls(process, folder, answer | {"models": list(models)}, limit)
+            why, log = without_whereabouts(answer["error"]), folder / "child.log"
+            raise TargetError(f"the embedded Foundry Local did not start: {why} (log: {log})")
+        return cls(process, folder, answer["done"] | {"models": list(models)}, limit)
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,6 +143,49 @@ class EmbeddedFoundry:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+    async def ask(
+        self,
+        request: Mapping[str, Any],
+        progress: Callable[[float], None] | None = None,
+        timeout_s: float | None = ASK_TIMEOUT_S,
+    ) -> Any:
+        """Ask the child for what HTTP cannot say (``foundry_child``) and wait for it; one question at a time.
+
+        ``progress`` is called with percents, in another thread. Raises TargetError with the child's reason, or when it
+        has none in time: it is not asked again then, since its next answer would be to this.
+        """
+        async with self._asking:
+            if self._unanswered is not None:
+                raise TargetError(f"the embedded service has not answered to: {self._unanswered}")
+            self._unanswered = str(request["do"])
+            try:
+                async with asyncio.timeout(timeout_s):
+                    answer = await asyncio.to_thread(_converse, self._process, request, progress or _ignore)
+            except TimeoutError:
+                raise TargetError(f"the embedded service did not {self._unanswered} within {timeout_s:g} s") from None
+            self._unanswered = None
+        if "error" in answer:
+            raise TargetError(without_whereabouts(answer["error"]))
+        return answer["done"]
+
+    def cancel(self) -> None:
+        """Have what was asked for end early, with an error, as soon as the runtime notices."""
+        with contextlib.suppress(OSError):  # it has ended
+            _tell(self._process, {"do": "cancel"})
+
+    async def adopt(self, model_id: str, path: Path) -> None:
+        """Serve a model of the public catalogue that has been downloaded since this service was started."""
+        cache = self._folder.parent.parent
+        link_downloads([path], catalogue_dir(cache), self._folder / "models")
+        await self.ask({"do": "download", "id": model_id})  # it finds it in its cache
+
+    def written_bytes(self) -> int | None:
+        """What the child has written to files so far; None where the system does not tell."""
+        try:
+            return int(psutil.Process(self.pid).io_counters().write_bytes)
+        except (psutil.Error, AttributeError):  # macOS has no such counters
+            return None
 
     @property
     def returncode(self) -> int | None:
@@ -166,6 +231,29 @@ class EmbeddedFoundry:
             return 0
 
 
+def catalogue_dir(cache: Path) -> Path:
+    """Where the downloads from the public catalogue are kept, as the runtime lays them out: publisher, then model."""
+    return cache / "catalog"
+
+
+def link_downloads(paths: Iterable[Path], catalogue: Path, models: Path) -> None:
+    """Lay out these models of the catalogue's cache in the cache folder of one run, without copying a byte.
+
+    Hard links, in folders of its own: the runtime refuses paths that lead out of its cache, and onnxruntime weights
+    that lie outside their model's folder. Removing the run's folder leaves the catalogue's files where they are.
+    """
+    models.mkdir(exist_ok=True)
+    known = catalogue / "foundry.modelinfo.json"  # what the catalogue said last: offline the runtime reads this
+    for source in [known, *(file for path in paths for file in path.rglob("*"))]:
+        target = models / source.relative_to(catalogue)
+        if source.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source == known:
+                shutil.copyfile(source, target)  # the runtime writes to it
+            else:
+                os.link(source, target)
+
+
 def process_state(pid: int) -> str:
     """What the system says of a process of this machine: running, sleeping, stopped, zombie…, or gone."""
     try:
@@ -192,7 +280,16 @@ def _own_folder(cache: Path) -> Path:
         ) from error
 
 
-def _spawn(log: Path, limit: Limit | None) -> subprocess.Popen[bytes]:
+def _without_arena(folder: Path) -> bool:
+    """Whether the model's configuration takes the runtime's arena away. What is wrong with it, the runtime says."""
+    try:
+        config = json.loads((folder / "genai_config.json").read_bytes())
+        return config["model"]["decoder"]["session_options"]["enable_cpu_mem_arena"] is False
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _spawn(log: Path, limit: Limit | None, malloc: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the child out of reach of the terminal's Ctrl-C: it has to serve until we have drained.
 
     Called in the event loop's thread, since Linux ends the child with the thread that started it, not with the process.
@@ -200,11 +297,10 @@ def _spawn(log: Path, limit: Limit | None) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             COMMAND if limit is None else limit.command,
-            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
-            env=os.environ | QUIET,
+            env={**malloc, **os.environ, **QUIET},
             **apart(),
         )
     if limit is not None:
@@ -217,23 +313,38 @@ def _release(limit: Limit | None) -> None:
         limit.release()
 
 
-def _converse(process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell the child what to serve and wait for its answer, which is an ``error`` if it ends without one."""
-    assert process.stdin is not None and process.stdout is not None
-    with process.stdout:
-        try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            line = process.stdout.read()
-        except BrokenPipeError:
-            line = b""
-    answer: dict[str, Any] = json.loads(line) if line else {"error": "it ended without a word"}
-    return answer
+def _converse(
+    process: subprocess.Popen[bytes], request: Mapping[str, Any], progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """Ask the child and wait for its answer, which is an ``error`` if it ends without one."""
+    assert process.stdout is not None
+    try:
+        _tell(process, request)
+        while line := process.stdout.readline():
+            answer: dict[str, Any] = json.loads(line)
+            if "progress" not in answer:
+                return answer
+            progress(answer["progress"])
+    except (BrokenPipeError, ValueError):  # ValueError: a pipe that we have closed, or half a line
+        pass
+    return {"error": "it ended without a word"}
+
+
+def _tell(process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(request).encode() + b"\n")
+    process.stdin.flush()
+
+
+def _ignore(percent: float) -> None:
+    pass
 
 
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """End the child: by closing its stdin, at which a wedged one ends too; one that is stopped takes a kill."""
     assert process.stdin is not None
-    process.stdin.close()
+    with contextlib.suppress(OSError):  # a cancelled request may lie in the buffer still
+        process.stdin.close()
     try:
         process.wait(grace_s)
     except subprocess.TimeoutExpired:
@@ -244,6 +355,8 @@ def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
             raise TargetError(
                 f"the embedded service's process {process.pid} did not end within {KILL_TIMEOUT_S:.0f} s of its kill"
             ) from None
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -5,9 +5,11 @@ Where each kind of server lists, loads and unloads is in ``dialects``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -23,7 +25,10 @@ LOAD_TIMEOUT_S = 600.0  # tens of gigabytes from a slow disk
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model that an endpoint lists. ``loaded`` is None where the server does not tell, as is anything else."""
+    """A model that an endpoint lists. What the server does not tell is None, ``loaded`` and ``cached`` too.
+
+    ``cached``: it is on the service's disk. ``size_bytes`` is there, or to be downloaded; ``path`` where it is on ours.
+    """
 
     id: str
     alias: str | None
@@ -32,6 +37,10 @@ class ModelInfo:
     size_bytes: int | None
     device: str | None
     licence: str | None
+    execution_provider: str | None = None
+    capabilities: tuple[str, ...] = ()
+    cached: bool | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +62,21 @@ class Resolved:
         return urlsplit(self.base_url).path + "/chat/completions"
 
 
-async def list_models(endpoint: Endpoint, *, headers: Headers | None = None) -> list[ModelInfo]:
-    """List the models of every base, loaded or not."""
+async def list_models(
+    endpoint: Endpoint, *, headers: Headers | None = None, base_url: str | None = None
+) -> list[ModelInfo]:
+    """List the models of every base or of one, loaded or not."""
+    if not endpoint.dialect.listing:
+        return []
+    bases = [base for base in endpoint.dialect.bases if base_url in (None, endpoint.root + base)]
     async with Control(endpoint.address, headers) as control:
-        return [model for base in endpoint.dialect.bases for model in await _list(control, endpoint, base)]
+        return [model for base in bases for model in await _list(control, endpoint, base)]
 
 
 async def resolve(endpoint: Endpoint, asked: str, *, headers: Headers | None = None) -> Resolved:
     """Find the model that ``asked`` means: an exact id, a name without its version, an alias, or ``auto``.
+
+    With @cpu, @gpu or @npu it is the variant for that device.
 
     On Foundry 2, which lists no aliases, an alias is put to the service by loading it. Raises TargetError, with the
     nearest names, for a model that is not there.
@@ -75,12 +91,12 @@ async def resolve(endpoint: Endpoint, asked: str, *, headers: Headers | None = N
             found = await _list(control, endpoint, base)
             listed += found
             # A base with what is asked for ends the search: the next one may be Foundry's public catalogue.
-            chosen = _loaded(found) if asked == "auto" else _match(found, asked)
+            chosen = _loaded(found) if asked == "auto" else match(found, asked)
             if chosen is not None:
                 return chosen
         if asked == "auto":
             return _first(endpoint, listed)
-        if endpoint.kind == "foundry-2":
+        if endpoint.kind == "foundry-2" and split_device(asked)[1] is None:
             by_alias = await _load_by_alias(control, endpoint, asked)
             if by_alias is not None:
                 return by_alias
@@ -146,7 +162,20 @@ async def _list(control: Control, endpoint: Endpoint, base: str) -> list[ModelIn
             row["loaded"] = row["id"] in loaded
         elif row["loaded"] is None and endpoint.dialect.resident:
             row["loaded"] = True
-    return [ModelInfo(base_url=base_url, **row) for row in rows.values()]
+    cached = True if endpoint.dialect.on_disk else None
+    return [ModelInfo(base_url=base_url, cached=cached, **row) for row in rows.values()]
+
+
+async def list_catalogue(endpoint: Endpoint, *, headers: Headers | None = None) -> list[dict[str, Any]]:
+    """What the server could download, in its own words; TargetError where it does not answer."""
+    assert endpoint.dialect.catalogue is not None
+    path = _path(endpoint, endpoint.dialect.catalogue, "")
+    async with Control(endpoint.address, headers) as control:
+        answer = await control.ask(path, LIST_TIMEOUT_S)
+    if not answer.ok:
+        raise TargetError(f"{endpoint.root}{endpoint.dialect.catalogue}: {answer.status}: {answer.said}")
+    rows = answer.json.get("models", []) if isinstance(answer.json, dict) else answer.json
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 async def _loaded_ids(control: Control, endpoint: Endpoint, base_url: str) -> set[str]:
@@ -199,11 +228,33 @@ def _first(endpoint: Endpoint, models: list[ModelInfo]) -> Resolved:
     return _resolved(models[0], f"auto: {models[0].id}, the first of {len(models)} listed; {told}")
 
 
-def _match(models: list[ModelInfo], asked: str) -> Resolved | None:
+def split_device(asked: str) -> tuple[str, str | None]:
+    """(name, device in capitals) of a name such as ``phi-4-mini@gpu``; other servers' names may hold an @ as well."""
+    name, _, device = asked.rpartition("@")
+    return (name, device.upper()) if name and device.lower() in ("cpu", "gpu", "npu") else (asked, None)
+
+
+def _for_device(models: list[ModelInfo], device: str | None) -> list[ModelInfo]:
+    """Those for a device: as they say or, where the list does not tell, as Foundry's ids do (``…-cuda-gpu:4``)."""
+    if device is None:
+        return models
+    ending = f"-{device.lower()}"
+    return [
+        model
+        for model in models
+        if (model.device or "").upper() == device
+        or (model.device is None and model.id.partition(":")[0].lower().endswith(ending))
+    ]
+
+
+def match(models: list[ModelInfo], asked: str) -> Resolved | None:
+    """The one of these that a name means, None where it means none of them."""
+    name, device = split_device(asked)
+    models = _for_device(models, device)
     for model in models:
-        if model.id == asked:
+        if model.id == name:
             return _resolved(model, f"{model.id}, by its exact id")
-    wanted = asked.lower()
+    wanted = name.lower()
     meanings = {
         "its id": [model for model in models if model.id.lower() == wanted],
         "its name, newest version": [model for model in models if model.id.rpartition(":")[0].lower() == wanted],
@@ -212,12 +263,13 @@ def _match(models: list[ModelInfo], asked: str) -> Resolved | None:
     for meaning, found in meanings.items():
         if found:
             # Several models may share an alias: the loaded one is meant, or the newest.
-            best = max(found, key=lambda model: (meaning == "its alias" and bool(model.loaded), _version(model.id)))
+            best = max(found, key=lambda model: (meaning == "its alias" and bool(model.loaded), version_of(model.id)))
             return _resolved(best, f"{best.id} for {asked}, by {meaning}")
     return None
 
 
-def _version(model_id: str) -> float:
+def version_of(model_id: str) -> float:
+    """For comparing: the number after an id's colon, -1 for none."""
     version = model_id.rpartition(":")[2]
     if version == "latest":  # Ollama's
         return float("inf")
@@ -254,7 +306,7 @@ async def _load_by_alias(control: Control, endpoint: Endpoint, alias: str) -> Re
 
 
 def _unknown(endpoint: Endpoint, asked: str, models: list[ModelInfo]) -> TargetError:
-    """Name the nearest of what there is: those whose id or alias has it as a part, then those that read like it."""
+    """Name the nearest of what there is."""
     wanted = asked.lower()
     names = {
         name.lower(): model.id
@@ -262,9 +314,14 @@ def _unknown(endpoint: Endpoint, asked: str, models: list[ModelInfo]) -> TargetE
         for name in (model.id, model.id.rpartition(":")[0], model.alias)
         if name
     }
-    parts = [model_id for name, model_id in names.items() if wanted in name]
-    alike = [names[name] for name in get_close_matches(wanted, names, n=3, cutoff=0.4)]
-    nearest = list(dict.fromkeys(parts + alike))[:3] or [model.id for model in models[:3]]
-    if not nearest:
+    alike = nearest(wanted, names) or [model.id for model in models[:3]]
+    if not alike:
         return TargetError(f"{endpoint.url}: expected the model {asked}, but the endpoint has none")
-    return TargetError(f"{endpoint.url}: there is no model {asked}; the nearest of {len(models)}: {', '.join(nearest)}")
+    return TargetError(f"{endpoint.url}: there is no model {asked}; the nearest of {len(models)}: {', '.join(alike)}")
+
+
+def nearest(wanted: str, names: Mapping[str, str]) -> list[str]:
+    """Three at most of what these names stand for: those that have it as a part, then those that read like it."""
+    parts = [meant for name, meant in names.items() if wanted in name]
+    alike = [names[name] for name in get_close_matches(wanted, names, n=3, cutoff=0.4)]
+    return list(dict.fromkeys(parts + alike))[:3]

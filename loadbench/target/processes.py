@@ -169,6 +169,16 @@ def find_service(pid: int | None = None, port: int | None = None, name: str | No
     return None, f"no process is called like {pattern}{ports}: give the service's port or pid"
 
 
+def foundry_ports() -> list[int]:
+    """The ports that processes called like Foundry Local listen on, on this machine, as far as this user may see."""
+    try:
+        listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    except psutil.AccessDenied:
+        return []
+    theirs = [c.laddr for c in listening if c.pid and re.search(FOUNDRY_NAME, _called(c.pid), re.IGNORECASE)]
+    return sorted({address.port for address in theirs if address})
+
+
 def _listening(port: int) -> tuple[int | None, str]:
     try:
         found = {c.pid for c in psutil.net_connections("tcp") if _listens(c.status, c.laddr, port)}

@@ -25,6 +25,11 @@ _KV = Recipe(hidden=128, layers=16, heads=2, kv_heads=2, feed_forward=128, conte
 SYNTHETIC: dict[str, Recipe] = {
     # About 10,000 tok/s: for tests.
     "tiny": Recipe(hidden=64, layers=2, heads=4, kv_heads=2, feed_forward=128, context_length=2048),
+    # A size between its neighbours that is registered like any other and fails when it is loaded: for runs of several
+    # models, one of which does not serve.
+    "broken": Recipe(
+        hidden=256, layers=4, heads=4, kv_heads=2, feed_forward=512, context_length=2048, share_buffer=True, broken=True
+    ),
     # 5 ms a token. A prompt takes 0.5 ms a token, 1 ms where it has 4,000. 80 MB of weights, read for every token.
     "edge": Recipe(
         hidden=512, layers=7, heads=8, kv_heads=2, feed_forward=2048, context_length=8192, share_buffer=True
@@ -43,7 +48,8 @@ SYNTHETIC: dict[str, Recipe] = {
     # prompt + max_tokens when a request starts.
     "kv": _KV,
     # The same with a cache that grows with every token: the old one and the new one are there at once, so its peak is
-    # twice the arithmetic. With the runtime's arena it would be 3 to 6 times, which is fragments and no arithmetic.
+    # twice the arithmetic. With the runtime's arena it would be 3 to 6 times, which is fragments and no arithmetic;
+    # what glibc would add, `foundry.MAPPED` takes away.
     "kv-growing": replace(_KV, share_buffer=False, arena=False),
     # A pool of 256 tokens, in which one request of 224 fits and two never end. 2 ms a token: slow enough for them to
     # meet.

@@ -43,7 +43,8 @@ class Recipe:
     model is a llama-like decoder. Otherwise the runtime's engine serves all requests in steps. The paged attention that
     this takes exists for no CPU, so there a layer is its dense part only: KV blocks are handed out but never read.
     ``share_buffer`` reserves the KV cache for prompt + max_tokens when a request starts; without, it grows. ``arena``
-    lets the runtime keep what it has allocated in an arena of its own, as it does unless told otherwise.
+    lets the runtime keep what it has allocated in an arena of its own, as it does unless told otherwise. ``broken``:
+    the graph has an operator that no runtime knows, so that loading the model fails, and nothing before.
     """
 
     hidden: int
@@ -55,6 +56,7 @@ class Recipe:
     share_buffer: bool = False
     arena: bool = True
     batching: Batching | None = None
+    broken: bool = False
     seed: int = 0
 
     @property
@@ -172,6 +174,8 @@ def _generator_graph(recipe: Recipe) -> Any:
     rotary = [graph.constant(np.cos(angles).astype(np.float32)), graph.constant(np.sin(angles).astype(np.float32))]
 
     x = graph.embedding("input_ids", recipe)
+    if recipe.broken:
+        x = graph.node("BrokenOnPurpose", x)
     for layer in range(recipe.layers):
         normed = graph.norm(x, recipe.hidden)
         attended = graph.node(

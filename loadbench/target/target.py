@@ -7,37 +7,26 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 from loadbench.errors import TargetError, UsageError
 from loadbench.platform import describe_exit
 from loadbench.records import Sample
 from loadbench.target.autopsy import KernelLog, last_words, machine_oom_kills
+from loadbench.target.catalogue import Progress, download
+from loadbench.target.chosen import Chosen, choose
 from loadbench.target.endpoint import Endpoint, discover
 from loadbench.target.foundry import EmbeddedFoundry, cache_dir, process_state
 from loadbench.target.memory import MemoryWatch
 from loadbench.target.memory_figures import MemoryFigures
-from loadbench.target.models import Resolved, ensure_loaded, resolve, unload
+from loadbench.target.models import ModelInfo, Resolved, ensure_loaded, list_models, resolve, unload
 from loadbench.target.processes import ProcessTree
+from loadbench.target.register import ModelFolder, folder_bytes, read_folder
 from loadbench.target.state import Evidence, judge
-from loadbench.target.synthetic import SYNTHETIC
-from loadbench.target.synthetic import ensure as ensure_synthetic
 
 DISCOVER_TIMEOUT_S = 5.0
 DYING_TIMEOUT_S = 1.0  # a process that aborts closes its sockets before it has an exit status
-
-
-def folder_of(asked: str) -> tuple[str, Path] | None:
-    """(id, folder) of a model that the embedded service is to be given: synthetic:NAME, auto, or a folder's path."""
-    name = "edge" if asked == "auto" else asked.removeprefix("synthetic:")
-    if asked == "auto" or asked.startswith("synthetic:"):
-        model = ensure_synthetic(name, cache_dir())
-        return model.model_id, model.path
-    folder = Path(asked).expanduser()
-    if (folder / "genai_config.json").is_file():
-        return f"{folder.resolve().name}:1", folder.resolve()
-    return None
 
 
 @dataclass(slots=True)
@@ -63,7 +52,7 @@ class Target:
         self.headers = headers
         self.foundry = foundry
         self._source = source
-        self._ids: dict[str, str] = {}
+        self._chosen = Chosen()
         self._tree = None if endpoint.pid is None else ProcessTree(endpoint.pid)
         self._start: Callable[[], Awaitable[EmbeddedFoundry]] | None = None
         self._kernel_log = KernelLog()
@@ -80,30 +69,23 @@ class Target:
         memory_limit_bytes: int | None = None,
         limit_kind: str | None = None,
     ) -> Target:
-        """Start a Foundry Local with these models registered, none loaded, its memory held by ``containment``."""
-        ids: dict[str, str] = {}
-        folders: dict[str, Path] = {}
-        for name in asked:
-            found = folder_of(name)
-            if found is None:
-                known = ", ".join(f"synthetic:{known}" for known in SYNTHETIC)
-                raise TargetError(
-                    f"models: expected {known} or the folder of an ONNX Runtime GenAI model for the embedded service,"
-                    f" got {name}"
-                )
-            ids[name], folders[found[0]] = found
+        """Start a Foundry Local with these models to be had, none loaded, its memory held by ``containment``.
+
+        A model that is not to be had is no error here: ``resolve`` has the reason.
+        """
+        chosen = await choose(asked, cache_dir())
         start = partial(
             EmbeddedFoundry.start,
-            folders,
+            chosen.folders,
             cache_dir(),
             host=host,
             port=port,
             memory_limit_bytes=memory_limit_bytes,
             limit_kind=limit_kind,
         )
-        foundry, endpoint = await _started(start)
+        foundry, endpoint = await _started(partial(start, downloaded=chosen.downloaded()))
         target = cls(endpoint, source, {}, foundry)
-        target._ids, target._start = ids, start
+        target._chosen, target._start = chosen, lambda: start(downloaded=chosen.downloaded())
         return target
 
     async def restart(self) -> None:
@@ -134,19 +116,74 @@ class Target:
         self.endpoint = endpoint
 
     async def resolve(self, asked: str) -> Resolved:
-        """The exact model that was meant. TargetError where there is none."""
-        if asked.startswith("synthetic:") and self.foundry is None:
-            raise UsageError(f"models: {asked} is made for the embedded service; {self.endpoint.url} has its own")
-        model = await resolve(self.endpoint, self._ids.get(asked, asked), headers=self.headers)
-        if self.foundry is not None and asked == "auto":
+        """The exact model that was meant. TargetError where there is none, with the reason for this one."""
+        if self.foundry is None:
+            if asked.startswith("synthetic:"):
+                raise UsageError(f"models: {asked} is made for the embedded service; {self.endpoint.url} has its own")
+            return await resolve(self.endpoint, asked, headers=self.headers)
+        if asked in self._chosen.failed:
+            raise TargetError(self._chosen.failed[asked])
+        model_id = self._chosen.ids.get(asked, asked)
+        if model_id in self.foundry.refused:
+            raise TargetError(f"{asked}: {self.endpoint.title} refused it: {self.foundry.refused[model_id]}")
+        model = await resolve(self.endpoint, model_id, headers=self.headers)
+        if asked == "auto":
             return replace(model, how=f"auto: {model.id}, the synthetic model of the embedded service")
+        if model_id in self._chosen.listed and asked != model_id:
+            return replace(model, how=f"{model.id} for {asked}, by the public catalogue")
         return model
 
+    async def pull(
+        self, asked: str, progress: Progress, *, say: Callable[[str], None] = lambda line: None
+    ) -> float | None:
+        """Download what the public catalogue has and the cache has not; ms that it took, None: nothing was to be done.
+
+        ``progress`` is called with percents, ``say`` with a line for each time that it broke off and is tried again.
+        Raises TargetError when it cannot be downloaded. Another host's service is not told to: see ``models pull``.
+        """
+        info = self._chosen.listed.get(self._chosen.ids.get(asked, asked))
+        if self.foundry is None or info is None or info.path is not None:
+            return None
+        path, took_ms = await download(cache_dir(), info.id, progress, say=say)
+        self._chosen.listed[info.id] = replace(info, cached=True, path=path)
+        await self.foundry.adopt(info.id, path)
+        return took_ms
+
+    async def info(self, model: Resolved) -> ModelInfo | None:
+        """What is known of a resolved model: the service's word, of one's own its folder's; None where nothing is."""
+        if (listed := self._chosen.listed.get(model.id)) is not None:
+            size = listed.size_bytes if listed.path is None else folder_bytes(listed.path)
+            return replace(listed, base_url=model.base_url, loaded=model.loaded, size_bytes=size)
+        if (path := self._chosen.folders.get(model.id)) is not None:
+            with suppress(UsageError):  # it was read before; a folder that has gone since is told when it is loaded
+                return _of_folder(model, read_folder(path))
+        with suppress(TargetError):  # no model is worse for a list that fails
+            for info in await list_models(self.endpoint, headers=self.headers, base_url=model.base_url):
+                if info.id == model.id:
+                    return info
+        return None
+
     async def load(self, model: Resolved) -> Resolved:
-        return await ensure_loaded(self.endpoint, model, headers=self.headers)
+        """Load it where it is not; ``load_ms`` is set where that was us. TargetError when it cannot be."""
+        if self.foundry is None or model.id not in self._chosen.listed or model.loaded:
+            return await ensure_loaded(self.endpoint, model, headers=self.headers)
+        # By HTTP only an alias can be loaded, which stands for one of its variants, and not always for this one.
+        start_ns = perf_counter_ns()
+        try:
+            await self.foundry.ask({"do": "load", "id": model.id})
+        except TargetError as error:
+            raise TargetError(f"{model.id}: {self.endpoint.title} refused to load it: {error}") from None
+        load_ms = (perf_counter_ns() - start_ns) / 1e6
+        return replace(
+            model, loaded=True, load_ms=load_ms, how=f"{model.how}; loaded for this run in {load_ms / 1e3:.1f} s"
+        )
 
     async def unload(self, model: Resolved) -> None:
-        await unload(self.endpoint, model, headers=self.headers)
+        """Unload it, where the API can. TargetError when the server refuses; a wedged one does."""
+        if self.foundry is None or model.id not in self._chosen.listed:
+            await unload(self.endpoint, model, headers=self.headers)
+        else:
+            await self.foundry.ask({"do": "unload", "id": model.id})
 
     def is_synthetic(self, asked: str) -> bool:
         return self.foundry is not None and (asked == "auto" or asked.startswith("synthetic:"))
@@ -266,6 +303,21 @@ class Target:
         self._kernel_log.close()
         if self.foundry is not None:
             await self.foundry.stop()
+
+
+def _of_folder(model: Resolved, folder: ModelFolder) -> ModelInfo:
+    return ModelInfo(
+        id=model.id,
+        alias=model.id.rpartition(":")[0],
+        loaded=model.loaded,
+        base_url=model.base_url,
+        size_bytes=folder.size_bytes,
+        device=folder.device,
+        licence=None,
+        execution_provider=folder.execution_provider,
+        cached=True,
+        path=folder.path,
+    )
 
 
 async def _started(start: Callable[[], Awaitable[EmbeddedFoundry]]) -> tuple[EmbeddedFoundry, Endpoint]:
