@@ -145,7 +145,7 @@ def test_a_file_may_be_an_object_with_prompts_and_may_begin_with_a_byte_order_ma
         ("not json", ":1: expected valid JSON: Expecting value"),
         ('["a",\n "b"', ":2: expected valid JSON: Expecting ',' delimiter"),
         ("[]", ": expected a list of prompts, got an empty list"),
-        ("[" * 200_000, ": expected a list of prompts, got lists or mappings nested too deep"),
+        ("[" * 200_000, ": expected a prompt file, got lists or mappings nested too deep"),
         ('{"a": 1}', ": expected a list of prompts, got a dict"),
         ('["a", 5]', ": [1]: expected a text, a list of messages or an object with messages, prompt or text, got 5"),
         (

@@ -26,13 +26,6 @@ SHIPPED = sorted((Path(__file__).parent.parent / "scenarios").glob("*.yaml"))
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own, so that errors name files as a user would."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def read(text: str, overrides: Overrides | None = None, env: dict[str, str] | None = None) -> Loaded:
     Path("s.yaml").write_text(text, encoding="utf-8")
     return load_scenario(Path("s.yaml"), overrides, env)
@@ -619,7 +612,11 @@ def test_the_schema_shows_an_editor_what_is_wrong(wrong: dict[str, Any]) -> None
 def test_a_shipped_scenario_loads_fits_the_schema_and_names_it(path: Path) -> None:
     scenario = load_scenario(path).scenario
     assert scenario.name == path.stem
-    models = {"wedge": ("synthetic:wedge",), "memory": ("synthetic:kv",)}.get(path.stem, ("auto",))
+    models = {
+        "wedge": ("synthetic:wedge",),
+        "memory": ("synthetic:kv",),
+        "choose": ("synthetic:tiny", "synthetic:broken", "synthetic:edge"),
+    }.get(path.stem, ("auto",))
     assert (scenario.endpoint, scenario.models) == ("embedded", models)
     if scenario.memory_limit_bytes is None:
         assert load_scenario(path, env={"FOUNDRY_LOCAL_ENDPOINT": "http://h:1"}).scenario.endpoint == "http://h:1"
@@ -639,19 +636,22 @@ def test_the_prompts_of_a_shipped_scenario_fit_2048_tokens_where_a_byte_is_one(p
             assert sum(len(str(m["content"]).encode()) for m in prompt.messages) + template + prompt.max_tokens <= 2048
 
 
-def test_the_eleven_scenarios_are_shipped() -> None:
+def test_the_fourteen_scenarios_are_shipped() -> None:
     names = [
         "capacity",
+        "choose",
         "edge",
         "long-context",
         "memory",
         "non-streaming",
         "open-loop",
+        "repeat",
         "smoke",
         "soak",
         "sweep",
         "trace",
         "wedge",
+        "workshop",
     ]
     assert [path.stem for path in SHIPPED] == names
 

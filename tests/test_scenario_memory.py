@@ -30,13 +30,6 @@ ELSEWHERE = "endpoint: http://h:1\n"
 UNTIL_FAILURE = "stages:\n  - memory:\n      until: failure\n"
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own, so that errors name files as a user would."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def read(text: str, **overrides: Any) -> Loaded:
     Path("s.yaml").write_text(text, encoding="utf-8")
     return load_scenario(Path("s.yaml"), Overrides(**overrides))

@@ -26,13 +26,6 @@ ALL_RULES = StopRules()
 NO_RULES = StopRules(gain=None, slo=False, error_rate=None, degraded=False, over_capacity=False)
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own, so that errors name files as a user would."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def read(text: str, **overrides: str) -> Loaded:
     Path("s.yaml").write_text(text, encoding="utf-8")
     return load_scenario(Path("s.yaml"), Overrides(**overrides))  # type: ignore[arg-type]

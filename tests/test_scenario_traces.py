@@ -38,13 +38,6 @@ BURSTGPT = """Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Ty
 """
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own, so that errors name files as a user would."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def rows(text: str, timestamps: str | None = None, speed: float = 1.0) -> list[Row]:
     Path("t").write_text(text, encoding="utf-8")
     return list(read_trace(Path("t"), timestamps, speed).rows)

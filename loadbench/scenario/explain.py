@@ -82,7 +82,8 @@ def _problem(detail: ErrorDetails, loc: Loc, document: Document) -> str:
 def _shown(loc: Loc, document: Document) -> str:
     """A value as it may stand in an error: short, on one line, and no secret."""
     value = document.get(loc)
-    if loc[:1] == ("request",) and any(is_secret(str(step)) for step in loc[2:]):
+    secrets = (*document.taken.get(loc, ()), *(str(step) for step in loc[2:] if loc[0] == "request"))
+    if any(is_secret(name) for name in secrets):
         return "something that is not shown"
     if value is None:
         return "nothing"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ from loadbench.records import Trace
 from loadbench.scenario.arrivals import within
 from loadbench.scenario.explain import explained
 from loadbench.scenario.memory import FAILURE
-from loadbench.scenario.prompts import read_prompt_file
+from loadbench.scenario.models_file import ModelNote, read_models_file
+from loadbench.scenario.prompts import PromptFile, read_prompt_file
+from loadbench.scenario.quality_prompts import QualityPrompt, read_quality_prompts
 from loadbench.scenario.reading import Document, read_value, read_yaml
 from loadbench.scenario.redaction import is_secret, redact, redact_url
 from loadbench.scenario.schema import Scenario, header_problem
 from loadbench.scenario.stage import Stage
 from loadbench.scenario.traces import read_trace
 from loadbench.scenario.units import DURATION
-
-ENDPOINT_VARIABLE = "FOUNDRY_LOCAL_ENDPOINT"
+from loadbench.scenario.variables import in_their_place, keep_keys_out, put_variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Loaded:
 
     ``traces`` holds, by the number of its stage, each trace as it was read. ``breaks`` is where it says that a target
     which is not ours is to be loaded until it fails, None where it does not: ``--i-own-the-target`` has to allow that.
+    ``models_source`` is who decided on the models, ``models_file`` what the file of that name says, by alias.
+    ``from_environment`` are the flags that repeat what variables said.
     """
 
     scenario: Scenario
@@ -64,11 +67,19 @@ class Loaded:
     endpoint_source: str
     traces: Mapping[int, Trace]
     breaks: str | None = None
+    models_source: str = "default"
+    models_file: Mapping[str, ModelNote] = field(default_factory=dict)
+    quality_prompts: tuple[QualityPrompt, ...] = ()
+    from_environment: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
         """Where relative prompt files are looked up."""
         return self.path.parent
+
+    def note_of(self, asked: str) -> ModelNote | None:
+        """What the models file says of a model that the scenario names, or of the alias whose variant it is."""
+        return self.models_file.get(asked) or self.models_file.get(asked.rpartition("@")[0])
 
     def ask_owner(self, owned: bool) -> None:
         """Raise UsageError unless nothing is to break that is somebody else's, or ``owned``."""
@@ -77,27 +88,38 @@ class Loaded:
 
 
 def load_scenario(path: Path, overrides: Overrides | None = None, env: Mapping[str, str] | None = None) -> Loaded:
-    """Read a scenario with its prompt files, traces, flags and environment applied. Raises UsageError.
+    """Read a scenario with the files it names, flags and environment applied. Raises UsageError.
 
-    The endpoint is the flag's, then ``FOUNDRY_LOCAL_ENDPOINT``'s, then the file's, then the embedded one.
+    The endpoint is the flag's, then ``FOUNDRY_LOCAL_ENDPOINT``'s, then the file's, then the embedded one. The models
+    are the flag's, then ``BENCH_MODELS``', then the file's, then those of its models file, then ``auto``.
     """
     env = env or {}
     document = read_yaml(path, env)
     document.data.setdefault("name", re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-_")[:64] or "scenario")
-    if endpoint := env.get(ENDPOINT_VARIABLE):
-        document.put(["endpoint"], endpoint, ENDPOINT_VARIABLE)
+    put_variables(document, env)
     _apply(overrides or Overrides(), document)
+    notes = _models_file(document, path.parent)
     for loc, name in document.unset.items():
         raise document.error(loc, f"expected {name} in the environment, got nothing (a default: ${{{name}:-…}})")
+    keep_keys_out(document)
     try:
         scenario = Scenario.model_validate(document.data)
     except ValidationError as error:
         raise explained(error, document) from None
-    scenario = _with_hashes(scenario, document, path.parent)
+    scenario = _with_prompts(scenario, document, path.parent)
     scenario, traces = _with_traces(scenario, document, path.parent)
-    _fits_endpoint(scenario, document)
-    source = document.places.get(("endpoint",), "default")
-    return Loaded(scenario, path, source, traces, _what_breaks(scenario, document))
+    _fits(scenario, document)
+    return Loaded(
+        scenario,
+        path,
+        document.places.get(("endpoint",), "default"),
+        traces,
+        _what_breaks(scenario, document),
+        models_source=document.places.get(("models",), "default"),
+        models_file=notes,
+        quality_prompts=_quality_prompts(scenario, document, path.parent),
+        from_environment=tuple(in_their_place(document, scenario)),
+    )
 
 
 def _apply(overrides: Overrides, document: Document) -> None:
@@ -169,12 +191,16 @@ def _keep_stages(loads: Mapping[str, str], document: Document) -> None:
     """Leave the stages whose load a flag names, one each."""
     stages = document.data["stages"]
     if loads and isinstance(stages, list):
-        of_kind = [(kind, [stage for stage in stages if isinstance(stage, dict) and kind in stage]) for kind in loads]
-        kept = [{**(found[0] if found else {}), kind: loads[kind]} for kind, found in of_kind]
+        of_kind = [next((at for at, s in enumerate(stages) if isinstance(s, dict) and k in s), None) for k in loads]
+        kept = [{**({} if at is None else stages[at]), k: loads[k]} for at, k in zip(of_kind, loads, strict=True)]
         for stage, load in zip(kept, loads.values(), strict=True):
             for key in ("rest", "stop") if len(load.split(",")) == 1 and ".." not in load else ():
                 stage.pop(key, None)  # they are about several levels
+        taken = dict(document.taken)
         document.put(["stages"], kept, " ".join(f"--{kind}" for kind in loads))
+        for to, (at, kind) in enumerate(zip(of_kind, loads, strict=True)):
+            moved = {("stages", to, *loc[2:]): names for loc, names in taken.items() if loc[:2] == ("stages", at)}
+            document.taken |= {loc: names for loc, names in moved.items() if loc[2] != kind and loc[2] in kept[to]}
 
 
 def _relax(overrides: Overrides, document: Document) -> None:
@@ -184,6 +210,9 @@ def _relax(overrides: Overrides, document: Document) -> None:
         least = str(stage.get("min_requests", "")) if isinstance(stage, dict) else ""
         if isinstance(stage, dict) and "interval" in stage and overrides.duration is not None:
             _drop_interval(stage, overrides.duration)
+        if isinstance(stage, dict) and overrides.requests is not None:
+            stage.pop("rounds", None)
+            document.forget(("stages", at, "rounds"))
         if least and overrides.duration is not None:
             document.put(["stages", str(at), "min_requests"], 0, "--duration")
         elif least.isdecimal() and overrides.requests is not None and int(least) > overrides.requests > 0:
@@ -197,8 +226,27 @@ def _drop_interval(stage: dict[str, Any], duration: str) -> None:
             del stage["interval"]
 
 
-def _fits_endpoint(scenario: Scenario, document: Document) -> None:
-    """Refuse what is for the embedded service only, or for others only."""
+def _models_file(document: Document, folder: Path) -> Mapping[str, ModelNote]:
+    """What the models file says. Its aliases are the models where nobody has named any."""
+    file = document.data.get("models_file")
+    if not isinstance(file, str) or not file:  # none, or nothing that validation would let pass
+        return {}
+    try:
+        notes = read_models_file(folder / file)
+    except UsageError as error:
+        raise document.error(("models_file",), str(error)) from None
+    if "models" not in document.data:
+        document.put(["models"], list(notes), str(folder / file))
+    return notes
+
+
+def _fits(scenario: Scenario, document: Document) -> None:
+    """Refuse what is for the embedded service only, or for others only, a model twice, and a price in nothing."""
+    for model in scenario.models:
+        if (times := scenario.models.count(model)) > 1:
+            raise document.error(("models",), f"expected each model once, got {model} {times} times")
+    if scenario.price_per_kwh is not None and scenario.currency is None:
+        raise document.error(("price_per_kwh",), "expected currency beside it, got none")
     if scenario.memory_limit_bytes is not None and not scenario.embedded:
         raise document.error(("memory_limit",), "expected the embedded service beside it, got an endpoint elsewhere")
     if scenario.target_probe is not None and scenario.embedded:
@@ -213,20 +261,52 @@ def _what_breaks(scenario: Scenario, document: Document) -> str | None:
     return None
 
 
-def _with_hashes(scenario: Scenario, document: Document, folder: Path) -> Scenario:
-    """Check the prompt files and note their hashes, so that a saved run says what exactly it asked."""
-    entries = list(scenario.prompts)
+def _with_prompts(scenario: Scenario, document: Document, folder: Path) -> Scenario:
+    """Check the prompt files and note their hashes, so that a saved run says what exactly it asked; count rounds."""
+    entries, files = list(scenario.prompts), dict[int, PromptFile]()
     for at, entry in enumerate(entries):
         if entry.file is None:
             continue
         try:
-            found = read_prompt_file(folder / entry.file).sha256
+            found = files[at] = read_prompt_file(folder / entry.file)
         except UsageError as error:
             raise document.error(("prompts", at, "file"), str(error)) from None
-        if entry.sha256 not in (None, found):
-            raise document.error(("prompts", at, "sha256"), f"expected {entry.sha256}, got {found} for {entry.file}")
-        entries[at] = entry.model_copy(update={"sha256": found})
-    return scenario.model_copy(update={"prompts": tuple(entries)})
+        if entry.sha256 not in (None, found.sha256):
+            problem = f"expected {entry.sha256}, got {found.sha256} for {entry.file}"
+            raise document.error(("prompts", at, "sha256"), problem)
+        entries[at] = entry.model_copy(update={"sha256": found.sha256})
+    in_a_round = len(files[0].chats) if files else 1
+    stages = (
+        _with_requests(stage, number, scenario, in_a_round, document) for number, stage in enumerate(scenario.stages)
+    )
+    return scenario.model_copy(update={"prompts": tuple(entries), "stages": tuple(stages)})
+
+
+def _with_requests(stage: Stage, number: int, scenario: Scenario, in_a_round: int, document: Document) -> Stage:
+    """The stage with its rounds as a number of requests."""
+    if stage.rounds is None:
+        return stage
+    entry, loc = scenario.prompts[0], ("stages", number)
+    if len(scenario.prompts) > 1 or entry.input_tokens or (entry.file and entry.order != "sequential"):
+        raise document.error((*loc, "rounds"), "expected a mix of one kind in sequential order beside it, got another")
+    requests = stage.rounds * in_a_round
+    if stage.requests not in (None, requests):
+        told = f"{stage.rounds} rounds of {in_a_round} prompts"
+        raise document.error(
+            (*loc, "requests"), f"expected {requests}, which are {told}, or none, got {stage.requests}"
+        )
+    if stage.min_requests > requests:
+        raise document.error((*loc, "min_requests"), f"expected at most {requests}, got {stage.min_requests}")
+    return stage.model_copy(update={"requests": requests})
+
+
+def _quality_prompts(scenario: Scenario, document: Document, folder: Path) -> tuple[QualityPrompt, ...]:
+    if scenario.quality is None:
+        return ()
+    try:
+        return read_quality_prompts(folder / scenario.quality.prompts)
+    except UsageError as error:
+        raise document.error(("quality", "prompts"), str(error)) from None
 
 
 def _with_traces(scenario: Scenario, document: Document, folder: Path) -> tuple[Scenario, Mapping[int, Trace]]:

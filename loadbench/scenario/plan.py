@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -49,6 +50,14 @@ def levels(
     return tuple(laid_out)
 
 
+def order_of_models(scenario: Scenario) -> tuple[int, ...]:
+    """The places of the scenario's models in the order in which they are measured."""
+    places = list(range(len(scenario.models)))
+    if scenario.model_order == "shuffled":
+        random.Random(f"models {scenario.seed}").shuffle(places)
+    return tuple(places)
+
+
 def _requests(stage: Stage, load: Load, trace: Trace | None) -> int | None:
     """A trace that nothing cuts short ends a level by its number of requests, a rung has one from each user."""
     if isinstance(load, Closed) and load.ask is not None:
@@ -79,7 +88,7 @@ class Plan:
     """What to expect of a run. ``estimated_s`` sums the levels whose time is known, and the rests between levels.
 
     ``open_ended``: there are other levels. ``may_end_early``: a stage's rules may leave levels out. ``at_most_s`` is
-    reached when every request, the warm-up's and the canaries' too, runs into its deadline.
+    reached when every request, the warm-up's, the canaries' and those for quality too, runs into its deadline.
     """
 
     levels: tuple[LevelPlan, ...]
@@ -91,8 +100,11 @@ class Plan:
     at_most_s: float
 
 
-def describe(scenario: Scenario, laid_out: Sequence[Level]) -> Plan:
-    """What can be said of these levels before the target has answered anything."""
+def describe(scenario: Scenario, laid_out: Sequence[Level], quality_requests: int = 0) -> Plan:
+    """What can be said of these levels before the target has answered anything.
+
+    ``quality_requests`` are those that every model is asked beside its levels.
+    """
     models = tuple(dict.fromkeys(level.model for level in laid_out))
     plans = tuple(_expected(scenario, level) for level in laid_out)
     warmup_requests = scenario.warmup.requests * len(models)
@@ -102,7 +114,7 @@ def describe(scenario: Scenario, laid_out: Sequence[Level]) -> Plan:
     times = [
         _times(scenario, list(group)) for _, group in groupby(plans, lambda plan: (plan.level.model, plan.level.stage))
     ]
-    spare_s = (warmup_requests + canaries) * scenario.deadlines.total_s
+    spare_s = (warmup_requests + canaries + quality_requests * len(models)) * scenario.deadlines.total_s
     return Plan(
         levels=plans,
         models=models,

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from loadbench.errors import UsageError
 from loadbench.records import Ask, Closed, Load, Open, Prompt
+from loadbench.scenario.reading import read_json
 from loadbench.scenario.schema import InputTokens, Message, Scenario
 from loadbench.scenario.traces import Row, replay
 
@@ -50,10 +51,11 @@ _WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """What one request says. ``max_tokens`` None: whatever the scenario says."""
+    """What one request says. ``max_tokens`` None: whatever the scenario says. ``place`` None: it is made up."""
 
     messages: tuple[dict[str, Any], ...]
     max_tokens: int | None = None
+    place: int | None = None
 
 
 def user_says(text: str) -> tuple[dict[str, Any], ...]:
@@ -75,38 +77,27 @@ def read_prompt_file(path: Path) -> PromptFile:
     ``max_tokens``; its other keys (a category, an expected answer) are somebody else's. Raises UsageError that names
     the file and the place in it.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: expected a prompt file: {error.strerror}") from None
-    try:
-        items = json.loads(content.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}:{error.lineno}: expected valid JSON: {error.msg}") from None
-    except RecursionError:  # a thousand brackets
-        raise UsageError(f"{path}: expected a list of prompts, got lists or mappings nested too deep") from None
-    except ValueError:  # not UTF-8, or a number of thousands of digits
-        raise UsageError(f"{path}: expected JSON in UTF-8, got other bytes") from None
+    items, content = read_json(path, "a prompt file")
     if isinstance(items, dict) and "prompts" in items:
         items = items["prompts"]
     if not isinstance(items, list) or not items:
         found = "an empty list" if items == [] else f"a {type(items).__name__}"
         raise UsageError(f"{path}: expected a list of prompts, got {found}")
-    chats = tuple(_chat(item, f"{path}: [{index}]") for index, item in enumerate(items))
+    chats = tuple(_chat(item, place, f"{path}: [{place}]") for place, item in enumerate(items))
     return PromptFile(chats, hashlib.sha256(content).hexdigest())
 
 
-def _chat(item: Any, place: str) -> Chat:
+def _chat(item: Any, place: int, where: str) -> Chat:
     if isinstance(item, dict):
         max_tokens = item.get("max_tokens")
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
-            raise UsageError(f"{place}.max_tokens: expected a number above 0, got {json.dumps(max_tokens)}")
+            raise UsageError(f"{where}.max_tokens: expected a number above 0, got {json.dumps(max_tokens)}")
         inner = next((item[key] for key in ("messages", *_TEXT_KEYS) if key in item), None)
-        return Chat(_messages(inner, place), max_tokens)
-    return Chat(_messages(item, place))
+        return Chat(_messages(inner, where), max_tokens, place)
+    return Chat(_messages(item, where), None, place)
 
 
-def _messages(item: Any, place: str) -> tuple[dict[str, Any], ...]:
+def _messages(item: Any, where: str) -> tuple[dict[str, Any], ...]:
     if isinstance(item, str) and item.strip():
         return user_says(item)
     if isinstance(item, list) and item:
@@ -114,14 +105,15 @@ def _messages(item: Any, place: str) -> tuple[dict[str, Any], ...]:
             return tuple(message.model_dump() for message in _CHAT.validate_python(item))
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(step) for step in first["loc"])
-            raise UsageError(f"{place}: expected messages with role and content, got {where}: {first['msg']}") from None
+            path = ".".join(str(step) for step in first["loc"])
+            raise UsageError(f"{where}: expected messages with role and content, got {path}: {first['msg']}") from None
     found = "nothing" if item in (None, "", []) else json.dumps(item)[:60]
-    raise UsageError(f"{place}: expected {_SHAPES}, got {found}")
+    raise UsageError(f"{where}: expected {_SHAPES}, got {found}")
 
 
 # One prompt of a kind: what it costs comes from the first generator, what makes it unlike all others from the second.
-Draw = Callable[[random.Random, random.Random], Chat]
+# The number is how many of its kind have come before.
+Draw = Callable[[random.Random, random.Random, int], Chat]
 
 
 class PromptMix:
@@ -135,14 +127,15 @@ class PromptMix:
         self._max_tokens = scenario.request.max_tokens
         self._kinds: list[tuple[str, int, Draw]] = []
         for entry in scenario.prompts:
+            one_of = _in_turn if entry.order == "sequential" else _drawn_from
             if entry.input_tokens is not None:
                 draw = _made_up_like(entry.input_tokens, chars_per_token)
             elif entry.file is not None:
-                draw = _one_of(read_prompt_file(folder / entry.file).chats)
+                draw = one_of(read_prompt_file(folder / entry.file).chats)
             elif entry.messages is not None:
-                draw = _one_of((Chat(tuple(message.model_dump() for message in entry.messages)),))
+                draw = one_of((Chat(tuple(message.model_dump() for message in entry.messages), place=0),))
             else:
-                draw = _one_of((Chat(user_says(entry.text or "")),))
+                draw = one_of((Chat(user_says(entry.text or ""), place=0),))
             self._kinds.append((entry.name, entry.max_tokens or self._max_tokens, draw))
         self._weights = [entry.weight for entry in scenario.prompts]
         self._seed = scenario.seed
@@ -152,8 +145,9 @@ class PromptMix:
         """Prompts without end; the same seed draws the same ones in the same order.
 
         Their kinds, the chats and the lengths come from the scenario's seed: levels that are compared are asked the
-        same work, prompt by prompt. Only the words of made-up texts come from ``seed``, the level's: no cache that an
-        earlier level has filled can answer for the model.
+        same work, prompt by prompt. Kinds in sequential order begin with the first prompt of their file. Only the words
+        of made-up texts come from ``seed``, the level's: no cache that an earlier level has filled can answer for the
+        model.
 
         For a load from a trace there are as many as its rows, and a length that a row has decides: its input tokens
         make a text of the kind ``trace`` instead of one from the mix, its output tokens are max_tokens. Raises
@@ -167,10 +161,12 @@ class PromptMix:
         return drawn if trace is None else self._as_recorded(replay(trace), drawn, random.Random(f"trace {seed}"))
 
     def _drawn(self, work: random.Random, words: random.Random) -> Iterator[Prompt]:
+        turns = [0] * len(self._kinds)
         for index, kind in enumerate(dealt(self._weights, work)):
             name, max_tokens, draw = self._kinds[kind]
-            chat = draw(work, words)
-            yield Prompt(name, index, chat.messages, chat.max_tokens or max_tokens)
+            chat = draw(work, words, turns[kind])
+            turns[kind] += 1
+            yield Prompt(name, index, chat.messages, chat.max_tokens or max_tokens, chat.place)
 
     def _like(self, ask: Ask, words: random.Random) -> Iterator[Prompt]:
         """Prompts of one length that ask for answers without end: what is held for them is to be ``max_tokens``."""
@@ -185,7 +181,9 @@ class PromptMix:
             else:
                 text = _made_up(round(row.input_tokens * self.chars_per_token), rng)
                 prompt = Prompt(RECORDED, index, user_says(text), self._max_tokens)
-            yield replace(prompt, index=index, max_tokens=row.output_tokens or prompt.max_tokens)
+            if row.output_tokens:  # and so it is no longer the prompt of its place
+                prompt = replace(prompt, max_tokens=row.output_tokens, place=None)
+            yield replace(prompt, index=index)
 
 
 def dealt(weights: Sequence[float], rng: random.Random) -> Iterator[int]:
@@ -208,14 +206,19 @@ def dealt(weights: Sequence[float], rng: random.Random) -> Iterator[int]:
         yield from deck
 
 
-def _one_of(chats: tuple[Chat, ...]) -> Draw:
-    return lambda work, words: work.choice(chats)
+def _drawn_from(chats: tuple[Chat, ...]) -> Draw:
+    return lambda work, words, turn: work.choice(chats)
+
+
+def _in_turn(chats: tuple[Chat, ...]) -> Draw:
+    """Round and round."""
+    return lambda work, words, turn: chats[turn % len(chats)]
 
 
 def _made_up_like(tokens: InputTokens, chars_per_token: float) -> Draw:
     """Texts of a drawn length."""
 
-    def draw(work: random.Random, words: random.Random) -> Chat:
+    def draw(work: random.Random, words: random.Random, turn: int) -> Chat:
         return Chat(user_says(_made_up(round(_truncated_normal(tokens, work) * chars_per_token), words)))
 
     return draw

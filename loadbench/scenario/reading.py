@@ -1,12 +1,13 @@
 """YAML into plain data that remembers where every value stood, so that an error can point at its line.
 
-Also puts the environment into texts. What the data means is ``load``'s and ``schema``'s business.
+Also puts the environment into texts, and reads JSON. What the data means is ``load``'s and ``schema``'s business.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,21 @@ def spell(loc: Loc) -> str:
 
 @dataclass(slots=True)
 class Document:
-    """A file's data, the place of each value (``scenarios/edge.yaml:14``), and what the environment did not give."""
+    """A file's data, the place of each value (``scenarios/edge.yaml:14``), and what the environment did not give.
+
+    ``taken`` are the variables whose values were put into each text.
+    """
 
     data: dict[str, Any]
     places: dict[Loc, str]
     unset: dict[Loc, str] = field(default_factory=dict)
+    taken: dict[Loc, tuple[str, ...]] = field(default_factory=dict)
 
     def error(self, loc: Loc, problem: str) -> UsageError:
-        """The error at ``loc``, placed where its nearest known surroundings stand."""
+        """The error at ``loc``, placed where its nearest known surroundings stand, with the variables in its value."""
         known = next(loc[:end] for end in range(len(loc), -1, -1) if loc[:end] in self.places)
+        names = self.taken.get(loc, ())
+        problem += f" (from {', '.join(names)})" if names else ""
         return UsageError(": ".join(filter(None, (self.places[known], spell(loc), problem))))
 
     def get(self, loc: Loc) -> Any:
@@ -71,10 +78,14 @@ class Document:
                 holder[key] = {}
                 self.places[loc] = place
             holder = holder[key]
-        for known in [known for known in {**self.places, **self.unset} if known[: len(loc)] == loc]:
-            self.places.pop(known, None)
-            self.unset.pop(known, None)
+        self.forget(loc)
         self.places[loc] = place
+
+    def forget(self, loc: Loc) -> None:
+        """Drop what is known of where the value at ``loc`` and all in it came from."""
+        for known_by in (self.places, self.unset, self.taken):
+            for known in [known for known in known_by if known[: len(loc)] == loc]:
+                del known_by[known]
 
 
 def _key(holder: Any, step: str) -> str | int | None:
@@ -115,6 +126,32 @@ def read_value(text: str, place: str) -> Any:
         return _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, LookupError, AttributeError):  # as in a file: !tag, 2025-13-01, !!bool x
         raise UsageError(f"{place}: expected a value that YAML can read") from None
+
+
+def read_json(
+    path: Path, expected: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> tuple[Any, bytes]:
+    """The value that a JSON file holds, and its bytes. Raises UsageError that names the file and, if it can, the line.
+
+    ``expected`` is what the file should be; ``hook`` makes every object, as in ``json.loads``.
+    """
+    try:
+        content = path.read_bytes()
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=hook), content
+    except OSError as error:
+        raise UsageError(f"{path}: expected {expected}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}:{error.lineno}: expected valid JSON: {error.msg}") from None
+    except RecursionError:  # a thousand brackets
+        raise UsageError(f"{path}: expected {expected}, got lists or mappings nested too deep") from None
+    except ValueError:  # not UTF-8, or a number of thousands of digits
+        raise UsageError(f"{path}: expected JSON in UTF-8, got other bytes") from None
+
+
+def shown_json(value: Any) -> str:
+    """A value of a JSON file as it may stand in an error."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 class _Loader(yaml.SafeLoader):
@@ -205,6 +242,8 @@ class _Reader:
             if literal:
                 return "${"
             value = self.env.get(name) or default  # set but empty counts as unset, as :- does in a shell
+            if self.env.get(name):
+                self.document.taken[loc] = (*self.document.taken.get(loc, ()), name)
             if value is None:
                 self.document.unset.setdefault(loc, name)
                 return ""

@@ -16,9 +16,10 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringC
 from pydantic_core import PydanticCustomError
 
 from loadbench.scenario.part import Part, as_list, exactly_one, one_or_more, refuse
+from loadbench.scenario.quality import Quality
 from loadbench.scenario.redaction import redact, redact_url
 from loadbench.scenario.stage import Stage
-from loadbench.scenario.units import BYTES, Count, Duration, Positive, Share, Size
+from loadbench.scenario.units import BYTES, VARIABLE, Count, Duration, Positive, Power, Share, Size
 
 EMBEDDED = "embedded"
 PROBE_TOKEN_VARIABLE = "LOADBENCH_PROBE_TOKEN"  # of the environment; never read from a file, never saved
@@ -73,7 +74,7 @@ class RequestOptions(Part):
     max_tokens: Positive = Field(
         default=64, description="Most tokens per answer; always sent, because servers reserve memory for it."
     )
-    temperature: Annotated[float, Field(ge=0)] | None = Field(
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=0.0, description="Sampling temperature; null leaves it to the server."
     )
     headers: dict[str, str] = Field(
@@ -126,6 +127,11 @@ class PromptEntry(Part):
         default=None, min_length=1, description="One conversation, several turns."
     )
     input_tokens: InputTokens | None = Field(default=None, description="Made-up texts of about this many tokens.")
+    order: Literal["shuffled", "sequential"] = Field(
+        default="shuffled",
+        description="Which of a file's prompts comes next: drawn at random by the seed; or in the order of the file,"
+        " round and round, every level from the first on.",
+    )
     max_tokens: Positive | None = Field(default=None, description="Instead of request.max_tokens.")
     sha256: str | None = Field(
         default=None, pattern="^[0-9a-f]{64}$", description="What the file must hash to; saved with every run."
@@ -134,6 +140,8 @@ class PromptEntry(Part):
     @model_validator(mode="after")
     def _one_source(self) -> PromptEntry:
         exactly_one(file=self.file, text=self.text, messages=self.messages, input_tokens=self.input_tokens)
+        if self.order == "sequential" and self.input_tokens is not None:
+            raise refuse("expected prompts of one's own beside order: sequential, got made-up ones")
         return self
 
     model_config = ConfigDict(
@@ -248,13 +256,33 @@ class Scenario(Part):
         " FOUNDRY_LOCAL_ENDPOINT and --endpoint come before it.",
     )
     models: Models = Field(
-        default=("auto",), description="Measured one after another: aliases, exact ids, synthetic:NAME, or auto."
+        default=("auto",),
+        description="Measured one after another: aliases, exact ids, synthetic:NAME, or auto; ALIAS@cpu, @gpu and @npu"
+        " are its variants for that device. BENCH_MODELS and --model come before it.",
+    )
+    model_order: Literal["as_written", "shuffled"] = Field(
+        default="as_written",
+        description="Which model comes first: the first one named, or one that the seed draws, so that what warms up"
+        " or wears out does not always meet the same one.",
+    )
+    models_file: Annotated[str, StringConstraints(min_length=1)] | None = Field(
+        default=None,
+        description="JSON of {alias: {capabilities, size_mb}}, relative to the scenario file: what is known of models."
+        " Its aliases are the models where none are named.",
+    )
+    keep_warm_s: Annotated[Duration, Field(gt=0)] | None = Field(
+        default=None,
+        alias="keep_warm",
+        description="Send a light prompt whenever a model has been idle so long between its levels; never counted.",
     )
     request: RequestOptions = Field(default=RequestOptions(), description="What every request has in common.")
     prompts: Annotated[tuple[PromptEntry, ...], AfterValidator(_names_differ)] = Field(
         default=(PromptEntry(name="default", input_tokens=InputTokens(mean=100, stdev=25, min=20, max=200)),),
         min_length=1,
         description="The mix: kinds of prompt, drawn by weight, seeded, without end.",
+    )
+    quality: Quality | None = Field(
+        default=None, description="Prompts whose answers are kept, to be checked and marked; none unless stated."
     )
     warmup: Warmup = Field(default=Warmup(), description="Requests before the measurement.")
     stages: tuple[Stage, ...] = Field(
@@ -283,6 +311,17 @@ class Scenario(Part):
         default=None,
         alias="memory_limit",
         description="The most memory that the embedded service may take, 2GiB; no limit unless stated.",
+    )
+    power_w: Power | None = Field(
+        default=None,
+        alias="power",
+        description="What the machine draws under load, 45W: energy is reckoned with it where none can be measured.",
+    )
+    price_per_kwh: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="Price of a kilowatt-hour, for the cost of tokens; takes currency beside it."
+    )
+    currency: Annotated[str, StringConstraints(pattern=r"^\S{1,8}$")] | None = Field(
+        default=None, description="What the price is in: EUR."
     )
     slo: Slo | None = Field(default=None, description="What counts as good enough; without it nothing is judged.")
     seed: Annotated[Count, Field(lt=2**63)] = Field(
@@ -314,11 +353,24 @@ class Scenario(Part):
         return self.redacted().model_dump(mode="json", by_alias=True)
 
 
+def _with_variables(node: Any) -> Any:
+    """The schema with ``${NAME}`` let pass where a number, true or false belongs: an editor sees no environment."""
+    if isinstance(node, list):
+        has_text = any(isinstance(part, dict) and part.get("type") == "string" for part in node)
+        return node if has_text else [_with_variables(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    inner = {key: _with_variables(part) for key, part in node.items()}
+    if node.get("type") in ("integer", "number", "boolean") and "const" not in node:
+        inner |= {"type": [node["type"], "string"], "pattern": VARIABLE}
+    return inner
+
+
 def schema_json() -> str:
     """The JSON Schema of scenario files, for editors: pretty, sorted, one newline at the end."""
     schema: Mapping[str, Any] = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Scenario.model_json_schema(by_alias=True, mode="validation"),
+        **_with_variables(Scenario.model_json_schema(by_alias=True, mode="validation")),
         "title": "loadbench scenario",
     }
     return json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

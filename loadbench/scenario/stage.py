@@ -55,6 +55,7 @@ _ONLY_WITH = {
     "sha256": ("trace",),
     "stop": ("concurrency", "rate"),
     "requests": ("concurrency", "rate", "trace"),
+    "rounds": ("concurrency", "rate"),
     "interval": ("concurrency", "rate", "trace"),
 }
 
@@ -111,11 +112,15 @@ class Stage(Part):
     duration_s: Annotated[Duration, Field(gt=0)] | None = Field(
         default=None,
         alias="duration",
-        description=f"Stop issuing after this; {DEFAULT_DURATION} if requests is absent too and there is no trace. Of a"
-        f" memory ladder the most that a rung may take; {DEFAULT_RUNG} unless stated.",
+        description=f"Stop issuing after this; {DEFAULT_DURATION} if requests and rounds are absent too and there is no"
+        f" trace. Of a memory ladder the most that a rung may take; {DEFAULT_RUNG} unless stated.",
     )
     requests: Positive | None = Field(
         default=None, description="Stop issuing after this many; with duration, whichever comes first."
+    )
+    rounds: Positive | None = Field(
+        default=None,
+        description="Stop issuing after every prompt had so many turns. Takes a mix of one kind, in sequential order.",
     )
     min_requests: Count = Field(default=0, description="Go on past duration until so many are issued.")
     start_spacing_s: Duration | None = Field(
@@ -164,7 +169,7 @@ class Stage(Part):
             filled["arrivals"] = "gamma" if "burstiness" in given else "poisson"
         else:
             filled["start_spacing"] = DEFAULT_START_SPACING
-        if not given.keys() & {"duration", "requests", "over_time"}:
+        if not given.keys() & {"duration", "requests", "rounds", "over_time"}:
             filled["duration"] = DEFAULT_DURATION
         return data | {key: given.get(key, value) for key, value in filled.items()} | {"stop": stop}
 

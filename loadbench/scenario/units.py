@@ -1,7 +1,7 @@
-"""Quantities as people write them (``15s``, ``2/s``, ``1%``, ``2GiB``), each read into one canonical unit and back.
+"""Quantities as people write them (``15s``, ``2/s``, ``1%``, ``2GiB``, ``45W``), each read into one unit and back.
 
-Seconds, per second, a fraction of one, bytes: a bare number is in that unit. What is written back reads as the same
-float, bit for bit, so a saved scenario repeats its run.
+Seconds, per second, a fraction of one, bytes, watts: a bare number is in that unit. What is written back reads as the
+same float, bit for bit, so a saved scenario repeats its run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 _NUMBER = r"[0-9]*\.?[0-9]+([eE][+-]?[0-9]{1,3})?"
 # An editor sees the file before the environment is put in, so ${NAME} has to pass wherever a quantity does.
-_VARIABLE = r".*\$\{.+\}.*"
+VARIABLE = r".*\$\{.+\}.*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Quantity:
         return f"{repr(value).removesuffix('.0')}{self.canonical}"
 
     def json_schema(self) -> dict[str, Any]:
-        text = {"type": "string", "pattern": f"{self.pattern()}|{_VARIABLE}"}
+        text = {"type": "string", "pattern": f"{self.pattern()}|{VARIABLE}"}
         return {"anyOf": [{"type": "number", "minimum": 0}, text]}
 
 
@@ -93,6 +93,7 @@ BYTES = Quantity(
     },
     "B",
 )
+POWER = Quantity("a power such as 45W or 1.2kW", {"kW": Fraction(1000), "W": Fraction(1), "mW": Fraction(1, 1000)}, "W")
 
 
 def _write_if_given(quantity: Quantity) -> PlainSerializer:
@@ -126,6 +127,13 @@ Share = Annotated[
     Field(ge=0, le=1),
     _write_if_given(SHARE),
     WithJsonSchema(SHARE.json_schema()),
+]
+Power = Annotated[
+    float,
+    BeforeValidator(POWER.read),
+    Field(gt=0),
+    _write_if_given(POWER),
+    WithJsonSchema(POWER.json_schema()),
 ]
 LEAST_SIZE_BYTES = 1 << 20  # a size below it lacks its unit
 
