@@ -1,0 +1,260 @@
+"""How good a model's answers are: checks, marks of people, marks of a second model, and how far these two agree.
+
+The prompt is the unit, not the mark: three answers to one prompt, or three raters of one answer, tell of one prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from loadbench.analysis import quality_rows as rows
+from loadbench.analysis.agreement import Agreement, agreement
+from loadbench.analysis.patterns import Patterns
+from loadbench.analysis.quality_rows import HIGHEST, LOWEST, Answer, Judgement, Key, Mark
+from loadbench.analysis.stats import TELLS, Range
+from loadbench.scenario.quality_prompts import Checks
+
+LEAST_PROMPTS = 10
+"""Prompts from which on a mean is firm. Its interval by Student's t, simulated on seven ways of giving marks, holds the
+truth 84 to 100 times of 100 at 10 prompts and at 20: where one answer in twenty is bad, it may be in none of them."""
+
+Z = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean of marks from 1 to 5, over ``prompts`` of each prompt's own mean; ``marks`` were given for it.
+
+    With its 95 % interval, or neither: ``not_told`` says why. ``firm`` from 10 prompts on.
+    """
+
+    prompts: int
+    marks: int
+    mean: float | None
+    interval_95: Range | None
+    firm: bool
+    not_told: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Answers that passed all of their checks, ``of`` those that have some and came.
+
+    ``undecided``: a regular expression took too long; they count as not passed. ``interval_95`` is Wilson's, over
+    ``prompts`` prompts.
+    """
+
+    passed: int
+    of: int
+    undecided: int
+    share: float
+    prompts: int
+    interval_95: Range
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one judge made of a model's answers. ``itself``: it is the model that it judges.
+
+    ``malformed``, ``refused`` and ``failed`` are judgements without a mark, which count in no mean.
+    """
+
+    judge: str
+    itself: bool
+    marks: Mean
+    malformed: int
+    refused: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """The mark that a decision stands on: people's where there is one, else that of the judge with the most marks.
+
+    ``n`` is prompts.
+    """
+
+    value: float
+    interval_95: Range
+    n: int
+    firm: bool
+    source: Literal["human", "judge"]
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """A model's answers to the prompts that are marked. ``cut``: ended by max_tokens; ``failed``: no answer came.
+
+    ``outdated`` marks and judgements are of an answer that has since been given again, and count nowhere.
+    """
+
+    model: str
+    prompts: int
+    answers: int
+    failed: int
+    cut: int
+    checks: Checked | None
+    raters: tuple[str, ...]
+    human: Mean
+    judges: tuple[Judged, ...]
+    agreements: tuple[Agreement, ...]
+    outdated: int
+    mark: Graded | None
+
+
+def of_run(folder: Path, models: Iterable[str]) -> tuple[tuple[Quality, ...], tuple[Agreement, ...]]:
+    """What is told of each model, in the order of ``models``, and of each judge over all of them."""
+    answers = rows.answers(folder)
+    if not answers:
+        return (), ()
+    marks, judgements = rows.marks(folder), rows.judgements(folder)
+    order = list(dict.fromkeys([*models, *(answer.model for answer in answers)]))
+    with Patterns() as patterns:
+        told = [
+            _of_model(mine, marks, judgements, patterns)
+            for model in order
+            if (mine := [answer for answer in answers if answer.model == model])
+        ]
+    known = _known(answers)
+    return tuple(told), tuple(_agreements(None, _current(marks, known)[0], _current(judgements, known)[0]))
+
+
+Said = TypeVar("Said", Mark, Judgement)
+
+
+def _known(answers: Iterable[Answer]) -> dict[Key, str | None]:
+    return {answer.key: answer.hash for answer in answers}
+
+
+def _current(said: Sequence[Said], known: Mapping[Key, str | None]) -> tuple[list[Said], int]:
+    """What was said of these answers as they are, and how much was said of what they were before."""
+    mine = [one for one in said if one.key in known]
+    current = [one for one in mine if one.hash == known[one.key]]
+    return current, len(mine) - len(current)
+
+
+def _of_model(
+    answers: Sequence[Answer], marks: Sequence[Mark], judgements: Sequence[Judgement], patterns: Patterns
+) -> Quality:
+    model, known = answers[0].model, _known(answers)
+    current, old = _current(marks, known)
+    said, old_said = _current(judgements, known)
+    human = _mean((mark.key[1], mark.mark) for mark in current)
+    judges = tuple(_judged(model, judge, said) for judge in dict.fromkeys(one.judge for one in said))
+    return Quality(
+        model=model,
+        prompts=len({answer.id for answer in answers}),
+        answers=len(answers),
+        failed=sum(answer.outcome != "ok" for answer in answers),
+        cut=sum(answer.finish_reason == "length" for answer in answers),
+        checks=_checked(answers, patterns),
+        raters=tuple(dict.fromkeys(mark.rater for mark in current)),
+        human=human,
+        judges=judges,
+        agreements=tuple(_agreements(model, current, said)),
+        outdated=old + old_said,
+        mark=_graded(human, judges),
+    )
+
+
+def _judged(model: str, judge: str, judgements: Sequence[Judgement]) -> Judged:
+    mine = [one for one in judgements if one.judge == judge]
+    outcomes = Counter(one.outcome for one in mine)
+    return Judged(
+        judge=judge,
+        itself=judge == model,
+        marks=_mean((one.key[1], one.mark) for one in mine if one.mark is not None),
+        malformed=outcomes["malformed"],
+        refused=outcomes["refused"],
+        failed=outcomes["failed"],
+    )
+
+
+def _mean(marks: Iterable[tuple[str, int]]) -> Mean:
+    """Of pairs (prompt, mark)."""
+    from scipy.special import stdtrit  # not at the start of every run
+
+    by_prompt: dict[str, list[int]] = defaultdict(list)
+    for prompt, mark in marks:
+        by_prompt[prompt].append(mark)
+    n, count = len(by_prompt), sum(map(len, by_prompt.values()))
+    if n < 2:
+        why = "no answer is marked" if not n else "one prompt is marked; a mean with its interval takes two"
+        return Mean(n, count, None, None, False, why)
+    values = [sum(each) / len(each) for each in by_prompt.values()]
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    if deviation > 0:
+        half = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
+        low, high = mean - half, mean + half
+    else:  # all alike: of n that show nothing else up to 3 in n may yet be anything (Hanley 1983)
+        unseen = min(1.0, TELLS / n)
+        low, high = mean - unseen * (mean - LOWEST), mean + unseen * (HIGHEST - mean)
+    return Mean(n, count, mean, (max(low, LOWEST), min(high, HIGHEST)), n >= LEAST_PROMPTS, None)
+
+
+def _graded(human: Mean, judges: Sequence[Judged]) -> Graded | None:
+    most = max(judges, key=lambda judged: judged.marks.marks, default=None)
+    if (told := human).mean is None and most is not None:
+        told = most.marks
+    if told.mean is None or told.interval_95 is None:
+        return None
+    source: Literal["human", "judge"] = "human" if told is human else "judge"
+    by = "people" if told is human or most is None else most.judge
+    return Graded(told.mean, told.interval_95, told.prompts, told.firm, source, by)
+
+
+def _agreements(model: str | None, marks: Sequence[Mark], judgements: Sequence[Judgement]) -> Iterable[Agreement]:
+    """Judge by judge: each mark of a person beside that of the judge for the same answer."""
+    people: dict[Key, list[int]] = defaultdict(list)
+    for mark in marks:
+        people[mark.key].append(mark.mark)
+    for judge in dict.fromkeys(one.judge for one in judgements):
+        by_prompt: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for one in judgements:
+            if one.judge == judge and one.mark is not None:
+                by_prompt[one.key[1]] += [(mark, one.mark) for mark in people[one.key]]
+        found = agreement(judge, model, by_prompt)
+        if found is not None:
+            yield found
+
+
+def _checked(answers: Sequence[Answer], patterns: Patterns) -> Checked | None:
+    by_prompt: dict[str, list[bool | None]] = defaultdict(list)
+    for answer in answers:
+        if answer.outcome == "ok" and answer.checks.as_json():
+            by_prompt[answer.id].append(passes(answer.text, answer.checks, patterns))
+    if not by_prompt:
+        return None
+    results = [result for each in by_prompt.values() for result in each]
+    n = len(by_prompt)
+    share = sum(sum(map(bool, each)) / len(each) for each in by_prompt.values()) / n
+    return Checked(results.count(True), len(results), results.count(None), share, n, _wilson(share, n))
+
+
+def _wilson(share: float, n: int) -> Range:
+    """The score interval of a share (Wilson 1927), which holds where none or all passed, too."""
+    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def passes(text: str, checks: Checks, patterns: Patterns) -> bool | None:
+    """Whether an answer passes all of its checks; None where a regular expression was given up."""
+
+    def told(words: str) -> str:
+        line = " ".join(words.split())
+        return line if checks.case_sensitive else line.casefold()
+
+    said = told(text)
+    if checks.equals and said not in map(told, checks.equals):
+        return False
+    if not all(told(part) in said for part in checks.contains):
+        return False
+    return patterns.all_found(checks.matches, text.strip(), ignore_case=not checks.case_sensitive)

@@ -1,0 +1,135 @@
+"""Lays out what is told of the quality of answers: a row a model, and how far judges agree with people.
+
+Formats and escaping are ``console``'s and ``markdown``'s; `block` is for answers and prompts that are shown whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from loadbench.analysis.agreement import Agreement
+from loadbench.analysis.quality import LEAST_PROMPTS, Checked, Judged, Mean, Quality
+from loadbench.analysis.stats import Range
+from loadbench.analysis.summary import Summary
+from loadbench.report.content import Cells, Table
+from loadbench.report.escape import plain
+from loadbench.report.findings import Finding, Row
+from loadbench.report.words import NONE, count, share
+
+ALL = "all models"
+
+
+def tables(summary: Summary) -> list[Table]:
+    """One, a row a model; none where no model was asked."""
+    told = summary.quality
+    if not told:
+        return []
+    judges = list(dict.fromkeys(judged.judge for quality in told for judged in quality.judges))
+    columns = [
+        Cells(("model",), 0, tuple(quality.model for quality in told), left=True),
+        Cells(("prompts",), 7, tuple(f"{quality.prompts:,}" for quality in told)),
+        Cells(("answers",), 6, tuple(f"{quality.answers:,}" for quality in told)),
+        Cells(("failed",), 4, tuple(f"{quality.failed:,}" for quality in told)),
+        Cells(("cut at", "max_tokens"), 8, tuple(f"{quality.cut:,}" for quality in told)),
+        Cells(("checks", "passed (95 %)"), 2, tuple(_passed(quality.checks) for quality in told)),
+        Cells(("mark by", "people (95 %)"), 1, tuple(_mark(quality.human) for quality in told)),
+        Cells(("prompts", "marked"), 5, tuple(f"{quality.human.prompts:,}" for quality in told)),
+    ]
+    for number, judge in enumerate(judges):
+        name = "judge" if len(judges) == 1 else f"judge {number + 1}"
+        found = [next((one for one in quality.judges if one.judge == judge), None) for quality in told]
+        columns.append(
+            Cells(("mark by", f"{name} (95 %)"), 1, tuple(_mark(one.marks if one else None) for one in found))
+        )
+        prompts = tuple(f"{one.marks.prompts:,}" if one else "0" for one in found)
+        columns.append(Cells(("prompts", "judged"), 5, prompts))
+    kept = [column for column in columns if column.rank in (0, 6) or not {*column.cells} <= {NONE, "0"}]
+    return [Table("quality", "marks from 1 to 5, a mean over prompts", tuple(kept), _note(told, judges))]
+
+
+def _note(told: Iterable[Quality], judges: list[str]) -> str | None:
+    notes = []
+    if len(judges) == 1:
+        notes.append(f"the judge is {plain(judges[0])}")
+    elif judges:
+        notes.append(", ".join(f"judge {number + 1} is {plain(judge)}" for number, judge in enumerate(judges)))
+    means = [mean for quality in told for mean in (quality.human, *(judged.marks for judged in quality.judges))]
+    if any(mean.mean is not None and not mean.firm for mean in means):
+        notes.append(f"~ stands on fewer than {LEAST_PROMPTS} prompts")
+    absent = dict.fromkeys(mean.not_told for mean in means if mean.not_told and mean.marks)
+    notes += [f"{NONE}: {why}" for why in absent if why]
+    outdated = sum(quality.outdated for quality in told)
+    if outdated:
+        notes.append(f"{count(outdated, 'mark')} of answers that have since been given again count nowhere")
+    if any(quality.checks and quality.checks.undecided for quality in told):
+        notes.append("checks whose regular expression took too long on an answer count as not passed")
+    return "; ".join(notes) or None
+
+
+def _mark(mean: Mean | None) -> str:
+    if mean is None or mean.mean is None:
+        return NONE
+    return f"{'' if mean.firm else '~'}{mean.mean:.2f}{_between(mean.interval_95)}"
+
+
+def _passed(checks: Checked | None) -> str:
+    if checks is None:
+        return NONE
+    low, high = checks.interval_95
+    return f"{checks.passed:,} of {checks.of:,} ({100 * low:.0f} to {share(high)})"
+
+
+def _between(reach: Range | None) -> str:
+    return "" if reach is None else f" ({reach[0]:.2f} to {reach[1]:.2f})"
+
+
+def findings(summary: Summary) -> list[Finding]:
+    """For each judge, how far it agrees with people, and what it said that is no mark."""
+    judges = dict.fromkeys(judged.judge for quality in summary.quality for judged in quality.judges)
+    return [_judge(summary, judge) for judge in judges]
+
+
+def _judge(summary: Summary, judge: str) -> Finding:
+    rows: list[Row] = []
+    overall = [found for found in summary.agreements if found.judge == judge]
+    each = [found for quality in summary.quality for found in quality.agreements if found.judge == judge]
+    for found in [*overall, *(each if len(each) > 1 else [])]:
+        rows.append(_agreement(found))
+    said = [(quality, one) for quality in summary.quality for one in quality.judges if one.judge == judge]
+    notes = [note for quality, one in said if (note := _oddities(quality.model, one))]
+    if not overall:
+        why = "no answer has a mark of both, so nobody can say what this judge's are worth"
+        rows.append((ALL, "0", NONE, NONE, NONE, NONE, why))
+    notes += [f"{plain(one.judge)} judges answers of its own here" for _, one in said if one.itself]
+    headings = ("answers of", "both marked", "equal", "within 1", "above people", "weighted kappa (95 %)", "because")
+    return Finding(judge, "as a judge, against people", headings, tuple(rows), tuple(notes))
+
+
+def _agreement(found: Agreement) -> Row:
+    kappa = NONE if found.kappa is None else f"{'' if found.kappa_interval_95 else '~'}{found.kappa:.2f}"
+    return (
+        found.model or ALL,
+        f"{found.pairs:,}",
+        share(found.equal_share),
+        share(found.within_1_share),
+        f"{'−' if found.above < 0 else '+'}{abs(found.above):.2f}",
+        kappa + _between(found.kappa_interval_95),
+        found.not_told or "",
+    )
+
+
+def _oddities(model: str, judged: Judged) -> str:
+    counts = (("malformed", judged.malformed), ("refused", judged.refused), ("failed", judged.failed))
+    told = ", ".join(f"{number:,} {name}" for name, number in counts if number)
+    return f"no mark for answers of {plain(model)}: {told}" if told else ""
+
+
+def block(text: str) -> str:
+    """Foreign text line by line as it is laid out, every other unprintable character a visible escape."""
+    return "\n".join(map(_line, text.expandtabs(4).splitlines()))
+
+
+def _line(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
