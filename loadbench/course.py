@@ -23,6 +23,7 @@ from loadbench.analysis.words import listed
 from loadbench.engine.crew import Crew
 from loadbench.errors import UsageError
 from loadbench.journal import Journal
+from loadbench.keep_warm import KeepWarm
 from loadbench.progress import Watch
 from loadbench.records import Closed, Find, Level, Load, Open, load_title
 from loadbench.report.frame import Bracket
@@ -179,12 +180,13 @@ class Course:
     ``found`` is to be how the target was found after that one.
     """
 
-    def __init__(self, journal: Journal, watch: Watch, crew: Crew, vigil: Vigil) -> None:
+    def __init__(self, journal: Journal, watch: Watch, crew: Crew, vigil: Vigil, warm: KeepWarm) -> None:
         self.found: Found | None = None
         self._journal = journal
         self._watch = watch
         self._crew = crew
         self._vigil = vigil
+        self._warm = warm
 
     async def planned(self, levels: Sequence[Level], stages: Sequence[Stage]) -> AsyncGenerator[Level]:
         """The levels, stage by stage, until the stage's stop rules say that it is enough."""
@@ -212,7 +214,7 @@ class Course:
                     self._leave_out(level, left, *over)
                     break
                 if left:
-                    await self._rest(stage.rest_s)
+                    await self._rest(stage.rest_s, level)
 
     def _since_s(self, moment_ns: int) -> float:
         return (self._crew.clock.now_ns() - moment_ns) / 1e9
@@ -245,6 +247,7 @@ class Course:
         """Probes until the search is over; each is planned, and written down as planned, when it is its turn."""
         levels: list[Any] = self._journal.facts["levels"]
         probes: list[Probe] = []
+        level: Level | None = None
         while True:
             step, so_far = await self._ask(_next_step, search, model, tuple(probes))
             self._watch.close_in(None if step is None else _bracket(search, so_far, step))
@@ -252,8 +255,8 @@ class Course:
                 answer = "" if so_far.answer is None else f"{load_title(search.at(so_far.answer))}, "
                 self._watch.note(f"the search is over: {answer}{so_far.because}")
                 return
-            if probes:
-                await self._rest(search.rest_s)
+            if level is not None:
+                await self._rest(search.rest_s, level)
             level = search.level(len(levels), model, step, len(probes))
             levels.append(level.as_json())
             self._journal.write("running")
@@ -270,10 +273,10 @@ class Course:
         self._watch.say(None)
         return answer
 
-    async def _rest(self, seconds: float) -> None:
+    async def _rest(self, seconds: float, after: Level) -> None:
         if seconds > 0:
             self._watch.say(f"resting for {seconds:g} s")
-            await self._crew.rest(seconds)
+            await self._warm.rest(seconds, after.index)
             self._watch.say(None)
 
     def cannot_begin(self, rung: Level, because: str) -> None:

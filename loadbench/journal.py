@@ -21,8 +21,15 @@ from loadbench.scenario.load import Loaded
 from loadbench.scenario.redaction import REDACTED
 from loadbench.target.target import Target
 
-FILES = ("run.json", "samples.jsonl", "telemetry.jsonl", "histograms.hlog")
+ANSWERS = "answers.jsonl"
+FILES = ("run.json", "samples.jsonl", "telemetry.jsonl", "histograms.hlog", ANSWERS)
 """What a run writes while it goes on."""
+
+UNKNOWN = (
+    *("id", "how", "failed_at", "alias", "device", "execution_provider", "licence", "size_bytes"),
+    *("downloaded_ms", "load_ms", "first_ms", "rss_idle_bytes", "rss_loaded_bytes"),
+)
+"""Of a model, until it is found, loaded and answers."""
 
 
 class Journal:
@@ -47,16 +54,15 @@ class Journal:
             "models": [
                 {
                     "asked": asked,
-                    "id": None,
-                    "how": None,
                     "synthetic": target.is_synthetic(asked),
                     "status": "skipped",
-                    "reason": None,
-                    "load_ms": None,
-                    "first_ms": None,
+                    "reason": "the run ended before its turn",
+                    "capabilities": [],
+                    **dict.fromkeys(UNKNOWN),
                 }
                 for asked in self._loaded.scenario.models
             ],
+            "model_order": list(range(len(self._loaded.scenario.models))),
             "levels": [],
             "not_run": [],
             "find": None,

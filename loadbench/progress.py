@@ -79,6 +79,10 @@ class Watch:
             self._levels[index] = replace(self._levels[index], left_out=True)
         self._view.update(self._progress())
 
+    def give_up(self, model: str) -> None:
+        """Nor will what is left of this model."""
+        self.leave_out([at for at, level in enumerate(self._levels) if level.model == model and not level.ended])
+
     def note(self, text: str) -> None:
         """One line that stays."""
         self._view.note(text)

@@ -5,40 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from loadbench.afresh import outcome_of, start_afresh
 from loadbench.aftermath import Canaries, Found, Site, TargetDiedError, bring_back, first_ms, record
 from loadbench.course import Course, Sought, ask_whether_memory_shows, sought
 from loadbench.engine.crew import Crew, workers_wanted
-from loadbench.engine.exchange import Wire
 from loadbench.engine.merge import merge_shards
 from loadbench.engine.recorder import Limits
 from loadbench.errors import TargetError, UsageError
-from loadbench.journal import Journal
+from loadbench.journal import ANSWERS, Journal
+from loadbench.keep_warm import KeepWarm
+from loadbench.lineup import Lineup
 from loadbench.platform import raise_open_file_limit
 from loadbench.progress import Watch
+from loadbench.quality_answers import append, collect
 from loadbench.records import Find, Level, Sample
 from loadbench.report.live import View
 from loadbench.scenario.load import Loaded
 from loadbench.scenario.memory import MemoryLadder
 from loadbench.scenario.plan import levels as plan_levels
 from loadbench.scenario.prompts import PromptMix
+from loadbench.stall import STALLED, Stall
 from loadbench.target.containment import RLIMIT_DATA
 from loadbench.target.models import Resolved
 from loadbench.target.recovery import Recovery
-from loadbench.target.state import DEADLINES
 from loadbench.target.target import Target
 from loadbench.vigil import Vigil
 
 LIMIT_KIND_VARIABLE = "LOADBENCH_MEMORY_LIMIT_KIND"
 """RLIMIT_DATA holds the embedded service by that though a cgroup could be made: to see allocations fail, not kills."""
-
-SURE = DEADLINES | {"ok", "connect_refused", "connection_lost", "out_of_memory"}
-"""After a rung no second canary would say otherwise; one that got a 503 says nothing of memory."""
 
 MOST_DEATHS = 2  # of a model's levels in a row; the third would not be the one that it survives
 
@@ -49,6 +48,7 @@ class Order:
 
     ``workers`` is the number of load processes, None: as many as the calibrated ceiling asks for. ``find``: search for
     that instead of measuring the stages. ``i_own_the_target``: a target that is not ours may be loaded until it fails.
+    ``quality_only``: the prompts of the scenario's quality are asked, and no level is run.
     """
 
     loaded: Loaded
@@ -59,6 +59,28 @@ class Order:
     workers: int | None = 1
     find: Find | None = None
     i_own_the_target: bool = False
+    quality_only: bool = False
+
+
+async def open_target(loaded: Loaded, headers: Mapping[str, str], say: Callable[[str], None]) -> Target:
+    """Start the embedded service, or find out who answers; ``headers`` go where the scenario has none of that name."""
+    scenario, source = loaded.scenario, loaded.endpoint_source
+    if scenario.embedded:
+        say("starting an embedded Foundry Local")
+        kind = os.environ.get(LIMIT_KIND_VARIABLE) or None
+        if kind not in (None, RLIMIT_DATA):
+            raise UsageError(f"{LIMIT_KIND_VARIABLE}: expected {RLIMIT_DATA}, got {kind}")
+        limit_bytes = scenario.memory_limit_bytes
+        return await Target.embedded(scenario.models, source, memory_limit_bytes=limit_bytes, limit_kind=kind)
+    say(f"asking {scenario.redacted().endpoint} what it is")
+    return await Target.at(scenario.endpoint, source, sent_headers(loaded, headers))
+
+
+def sent_headers(loaded: Loaded, headers: Mapping[str, str]) -> dict[str, str]:
+    """What goes with every request: the scenario's headers, and of these those that it does not name."""
+    theirs = loaded.scenario.request.headers
+    said = {name.lower() for name in theirs}  # HTTP does not tell Authorization from authorization
+    return {name: value for name, value in headers.items() if name.lower() not in said} | dict(theirs)
 
 
 class Run:
@@ -67,11 +89,12 @@ class Run:
     def __init__(self, order: Order, view: View) -> None:
         self.order = order
         self.scenario = order.loaded.scenario
-        if order.find is None:
+        if order.find is None and not order.quality_only:
             order.loaded.ask_owner(order.i_own_the_target)
         self._sought: Sought | None = None if order.find is None else sought(order.find, order.loaded)
         self.journal = Journal(order.loaded, order.command, order.results, order.out)
         self._watch = Watch(view, self.scenario.name, self.journal.clock)
+        self._lineup = Lineup(order.loaded, self.journal, self._watch)
         self._crew: Crew | None = None
         self._levels: tuple[Level, ...] = ()
         self._measured = False
@@ -98,7 +121,7 @@ class Run:
         target: Target | None = None
         try:
             self._watch.start()
-            target = await self._open_target()
+            target = await open_target(self.order.loaded, self.order.headers, self._watch.say)
             status, reason = await self._measure_all(target)
         except BaseException as error:
             interrupted = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
@@ -120,27 +143,10 @@ class Run:
         else:
             self.journal.abandon()
 
-    async def _open_target(self) -> Target:
-        scenario, source = self.scenario, self.order.loaded.endpoint_source
-        if scenario.embedded:
-            self._watch.say("starting an embedded Foundry Local")
-            kind = os.environ.get(LIMIT_KIND_VARIABLE) or None
-            if kind not in (None, RLIMIT_DATA):
-                raise UsageError(f"{LIMIT_KIND_VARIABLE}: expected {RLIMIT_DATA}, got {kind}")
-            limit_bytes = scenario.memory_limit_bytes
-            return await Target.embedded(scenario.models, source, memory_limit_bytes=limit_bytes, limit_kind=kind)
-        self._watch.say(f"asking {scenario.redacted().endpoint} what it is")
-        said = {
-            name.lower() for name in scenario.request.headers
-        }  # HTTP does not tell Authorization from authorization
-        ours = {name: value for name, value in self.order.headers.items() if name.lower() not in said}
-        return await Target.at(scenario.endpoint, source, {**ours, **scenario.request.headers})
-
     async def _measure_all(self, target: Target) -> tuple[str, str | None]:
         journal = self.journal
         journal.describe(target)
-        models = await self._resolve(target)
-        self._levels = self._plan([model.id for model in models.values()])
+        self._levels = self._plan(await self._lineup.resolve(target))
         journal.facts["levels"] = [level.as_json() for level in self._levels]
         journal.facts["find"] = None if self._sought is None else self._sought.as_json()
         limits = Limits.of(self.scenario.slo)
@@ -153,9 +159,9 @@ class Run:
             try:
                 async with vigil:
                     journal.facts["memory"] = vigil.facts()
-                    if self._sought is None:
+                    if self._sought is None and self._levels:
                         ask_whether_memory_shows(self.scenario.stages, vigil)
-                    await self._measure_models(Site(target, crew, vigil, Canaries(crew)), models)
+                    await self._measure_models(Site(target, crew, vigil, Canaries(crew)))
             except TargetDiedError as died:
                 death = str(died)
             finally:
@@ -164,45 +170,26 @@ class Run:
         merge_shards(self.folder, journal.started_wall_ns)
         return ("target_died", death) if death is not None else self._how_it_ended(crew)
 
-    async def _measure_models(self, site: Site, models: Mapping[int, Resolved]) -> None:
+    async def _measure_models(self, site: Site) -> None:
         """One model after the other. TargetDiedError where that ends the run."""
-        for place, model in models.items():
-            mine = [level for level in self._levels if level.model == model.id]
+        for place in self._lineup.models:
+            failed: TargetError | None = None
             try:
-                await site.revive()
-                await self._measure_model(site, place, model, mine)
+                if (model := await self._lineup.enter(site, place)) is not None:
+                    await self._measure_model(site, place, model)
             except TargetError as error:
-                self._fail_model(place, await site.explained(error))
+                failed = await site.explained(error)
+            await self._lineup.leave(site, place)
+            if failed is not None:
+                self._lineup.fail(place, failed)
             if site.crew.stop_reason is not None:
                 break
 
     def _plan(self, models: list[str]) -> tuple[Level, ...]:
         """The levels that are known beforehand: of a search none."""
-        return () if self._sought is not None else plan_levels(self.scenario, models, self.order.loaded.traces)
-
-    async def _resolve(self, target: Target) -> dict[int, Resolved]:
-        """The models that there are, by their place in the scenario. TargetError where there is none of them."""
-        models: dict[int, Resolved] = {}
-        for place, asked in enumerate(self.scenario.models):
-            try:
-                model = await target.resolve(asked)
-            except TargetError as error:
-                self._fail_model(place, error)
-                continue
-            for other, known in models.items():
-                if known.id == model.id:
-                    names = f"{self.scenario.models[other]} and {asked}"
-                    raise UsageError(f"models: expected each model once, got {model.id} as {names}")
-            models[place] = model
-            self.journal.facts["models"][place] |= {"id": model.id, "how": model.how}
-        return models
-
-    def _fail_model(self, place: int, error: TargetError) -> None:
-        """Give the model a row with the reason and let the others go on; where none is left, that is the end."""
-        rows = self.journal.facts["models"]
-        rows[place] |= {"status": "failed", "reason": str(error)}
-        if all(row["status"] == "failed" for row in rows):
-            raise error
+        if self._sought is not None or self.order.quality_only:
+            return ()
+        return plan_levels(self.scenario, models, self.order.loaded.traces)
 
     def _how_it_ended(self, crew: Crew) -> tuple[str, str | None]:
         if crew.failure is not None:
@@ -211,18 +198,28 @@ class Run:
             return "interrupted", None
         return "complete", None
 
-    async def _measure_model(self, site: Site, place: int, model: Resolved, levels: list[Level]) -> None:
-        """Load, try, warm up, and run the levels of one model. TargetDiedError where its death ends the run."""
-        target, crew, row = site.target, site.crew, self.journal.facts["models"][place]
-        self._watch.say(f"loading {model.id}")
-        model = await target.load(await target.resolve(self.scenario.models[place]) if site.moved else model)
-        site.talk_to(model, self._wire(target, model))
-        mix = PromptMix(self.scenario, self.order.loaded.folder, 1.0 if row["synthetic"] else 4.0)
+    async def _measure_model(self, site: Site, place: int, model: Resolved) -> None:
+        """Try, warm up, and run the levels of a model that is loaded. TargetDiedError where its death ends the run."""
+        target, crew = site.target, site.crew
+        site.talk_to(model, self._lineup.wire(target, model))
+        levels = [level for level in self._levels if level.model == model.id]
+        synthetic = target.is_synthetic(self.scenario.models[place])
+        mix = PromptMix(self.scenario, self.order.loaded.folder, 1.0 if synthetic else 4.0)
         first = levels[0].index if levels else len(self.journal.facts["levels"])
-        last = await self._try_out(site, model, row, mix, first)
-        await self._hire(crew, [self._sought.highest] if self._sought is not None else levels, last)
+        last = await self._try_out(site, place, model, mix, first)
+        if not self.order.quality_only:
+            await self._hire(crew, [self._sought.highest] if self._sought is not None else levels, last)
         self.journal.write("running")
-        course, deaths, stillborn = Course(self.journal, self._watch, crew, site.vigil), 0, 0
+        await self._collect(crew, model.id, first)
+        if not self.order.quality_only:
+            await self._measure_levels(site, place, model, mix, levels)
+
+    async def _measure_levels(
+        self, site: Site, place: int, model: Resolved, mix: PromptMix, levels: list[Level]
+    ) -> None:
+        """One level of a model after the other."""
+        target, crew, warm = site.target, site.crew, KeepWarm(site.crew, self.scenario.keep_warm_s)
+        course, deaths, stillborn = Course(self.journal, self._watch, crew, site.vigil, warm), 0, 0
         async with contextlib.aclosing(self._steps(course, model.id, levels)) as steps:
             async for level in steps:
                 if crew.stop_reason is not None:  # in a rest
@@ -230,7 +227,7 @@ class Run:
                 ladder = self._ladder_of(level)
                 if target.foundry is not None and (ladder is not None or site.gone):
                     self._watch.say("starting the service afresh for the rung")
-                    why = await start_afresh(site, self.scenario.models[place], level, self._wire)
+                    why = await start_afresh(site, self.scenario.models[place], level, self._lineup.wire)
                     self._watch.say(None)
                     stillborn = 0 if why is None else stillborn + 1
                     if why is not None and (ladder is None or stillborn == MOST_DEATHS):
@@ -250,8 +247,24 @@ class Run:
                     if not await self._goes_on(site, place, level, found, deaths):
                         course.give_up(level, levels, found.told(level))
                         break
-        if len(self.journal.facts["models"]) > 1 and not site.gone:
-            await site.free()  # two models must not share the memory
+
+    async def _collect(self, crew: Crew, model: str, level: int) -> None:
+        """Ask a model the prompts whose answers are to be marked, where the scenario has some."""
+        quality = self.scenario.quality
+        if quality is None:
+            return
+        self._measured = True
+        await collect(
+            crew,
+            model,
+            self.order.loaded.quality_prompts,
+            quality.repeats,
+            quality.max_tokens or self.scenario.request.max_tokens,
+            partial(append, self.folder / ANSWERS),
+            level=level,
+            progress=lambda done, of: self._watch.say(f"asking for quality: {done + 1} of {of}"),
+        )
+        self._watch.say(None)
 
     def _steps(self, course: Course, model: str, levels: list[Level]) -> AsyncGenerator[Level]:
         if self._sought is not None:
@@ -292,7 +305,7 @@ class Run:
         self._watch.say("starting the service anew" if restarted else "waiting for the target to come back")
 
         async def canary(model: Resolved) -> Sample:
-            site.talk_to(model, self._wire(target, model))
+            site.talk_to(model, self._lineup.wire(target, model))
             return await site.canaries.send(level.index)
 
         asked = self.scenario.models[place]
@@ -317,14 +330,13 @@ class Run:
             await crew.hire(workers, self.scenario.public_json(), self.order.loaded.folder)
         self.journal.facts["workers"] = crew.size
 
-    async def _try_out(self, site: Site, model: Resolved, row: dict[str, Any], mix: PromptMix, level: int) -> Sample:
+    async def _try_out(self, site: Site, place: int, model: Resolved, mix: PromptMix, level: int) -> Sample:
         """One canary, which says whether the model can be served at all, then the warm-up; returns the last of it."""
         self._watch.say("sending a canary")
         canary = last = await site.canaries.send(level)
         if canary.outcome != "ok":
-            url = self.journal.facts["endpoint"]["url"]
-            raise TargetError(f"{model.id} at {url}: a canary failed: {outcome_of(canary)}")
-        row.update(load_ms=model.load_ms, first_ms=first_ms(canary), status="ok", how=model.how)
+            raise TargetError(f"{model.id} at {site.target.endpoint.url}: a canary failed: {outcome_of(canary)}")
+        await self._lineup.answered(site, place, first_ms(canary))
         draw = mix.draw(self.scenario.seed)
         for number in range(self.scenario.warmup.requests):
             if site.crew.stop_reason is None:
@@ -339,24 +351,26 @@ class Run:
         self._watch.begin(level)
         await vigil.begin(level, ladder)
         began_s = target.cpu_s()
-        client = await crew.measure(level, mix, self.scenario.drain_s)
+        patience_s = self.scenario.deadlines.first_token_s if self.scenario.canary else None
+        async with Stall(crew, site.canaries, level, patience_s) as stall:
+            client = await crew.measure(level, mix, self.scenario.drain_s)
         ended_s = target.cpu_s()
         counters = crew.counters()
-        attempted, failed = counters.attempted, {name: n for name, n in counters.outcomes.items() if name != "ok"}
+        failed = {name: n for name, n in counters.outcomes.items() if name != "ok"}
         self._watch.end(level)
-        canary = None
-        if self.scenario.canary and crew.stop_reason is None:
+        canary = stall.canary
+        if canary is None and self.scenario.canary and crew.stop_reason is None:
             self._watch.say("sending a canary")
-            canary = await site.canaries.send(level.index)
-            if ladder is not None and canary.outcome not in SURE:
-                canary = await site.canaries.send(level.index)
+            canary = await site.canaries.after(level)
             self._watch.say(None)
-        told = failed if ladder is None else {name: n for name, n in failed.items() if name != "censored"}  # as planned
+        attempted, told = counters.attempted, dict(failed)
+        if ladder is not None:
+            attempted -= told.pop("censored", 0)  # a rung gives up what it has under way, as planned
         state, evidence = await target.state(
             canary,
             told,
-            attempted=attempted - failed.get("censored", 0) + told.get("censored", 0),
-            ended_by=crew.reason,
+            attempted=attempted,
+            ended_by=crew.reason if stall.canary is None else STALLED,
             starved=counters.starved,
         )
         await vigil.end()
@@ -369,8 +383,7 @@ class Run:
             target={
                 "state": state,
                 "evidence": evidence,
-                "rss_bytes": vigil.rss_bytes(),
-                "memory": vigil.level_facts(),
+                **vigil.level_facts(),
                 "cpu_s": None if began_s is None or ended_s is None else round(ended_s - began_s, 3),
             },
             client=client,
@@ -378,20 +391,3 @@ class Run:
         if state == "restarted":
             await site.look_again()
         return found
-
-    def _wire(self, target: Target, model: Resolved) -> Wire:
-        address, request, deadlines = target.endpoint.address, self.scenario.request, self.scenario.deadlines
-        return Wire(
-            host=address.ip,
-            port=address.port,
-            authority=address.host_header,
-            path=model.chat_path,
-            tls=address.scheme == "https",
-            model=model.id,
-            stream=request.stream,
-            temperature=request.temperature,
-            first_token_s=deadlines.first_token_s,
-            total_s=deadlines.total_s,
-            headers=target.headers,
-            extra=request.extra,
-        )

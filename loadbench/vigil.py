@@ -109,6 +109,11 @@ class Vigil:
         self._ladder = None
         self.after = await self._read(everything=True)
 
+    async def rss_bytes(self) -> int | None:
+        """What the target holds in resident memory now."""
+        figures = await self._read(everything=True)
+        return None if figures is None else figures.rss_bytes
+
     async def low(self, ladder: MemoryLadder) -> str | None:
         """What the host has left, in words, where that is less than the ladder's floor."""
         figures = await self._read()
