@@ -1,0 +1,97 @@
+"""Sends a run's metrics to an OpenTelemetry collector, over OTLP/HTTP; the one door for OpenTelemetry, an extra.
+
+Names, units and attributes are those of metrics.prom (``gauges``), all as gauges of the moment at which the run ended.
+Where to is what OpenTelemetry's own variables say: OTEL_EXPORTER_OTLP_ENDPOINT, …_HEADERS, …_TIMEOUT. Nothing is sent
+unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from loadbench.analysis.summary import Summary
+from loadbench.errors import UsageError
+from loadbench.report.escape import plain
+from loadbench.report.gauges import families, started_ns
+from loadbench.scenario.redaction import redact_url
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import MetricsData
+
+ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+DEFAULT_ENDPOINT = "http://localhost:4318"  # the specification's, where neither is set
+LOGGER = "opentelemetry.exporter.otlp.proto.http.metric_exporter"
+
+
+def send(summary: Summary) -> None:
+    """Send the metrics, trying again for ten seconds; UsageError where the extra is missing, or nobody takes them."""
+    try:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from opentelemetry.sdk.metrics.export import MetricExportResult
+    except ImportError:
+        problem = "expected the OpenTelemetry exporter, found none: pip install 'loadbench[otlp]'"
+        raise UsageError(f"--export otlp: {problem}") from None
+    data, heard, logger = _data(summary), _Heard(), logging.getLogger(LOGGER)
+    passed_on, logger.propagate = logger.propagate, False
+    logger.addHandler(heard)
+    try:
+        exporter = OTLPMetricExporter()
+        result = exporter.export(data)
+        exporter.shutdown()
+    except ValueError as error:  # a variable that does not say what it should
+        raise UsageError(f"--export otlp: expected OpenTelemetry's variables to be valid, got {error}") from error
+    finally:
+        logger.removeHandler(heard)
+        logger.propagate = passed_on
+    if result is not MetricExportResult.SUCCESS:
+        raise UsageError(f"--export otlp: expected a collector at {_endpoint()}, got: {heard.told()}")
+
+
+def _endpoint() -> str:
+    url = next((value for name in ENDPOINT_VARIABLES if (value := os.environ.get(name, "").strip())), DEFAULT_ENDPOINT)
+    return plain(redact_url(url))
+
+
+class _Heard(logging.Handler):
+    """Keeps what the exporter says of a failure, which it only logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def told(self) -> str:
+        return plain("; ".join(dict.fromkeys(self.lines)) or "no reason", 400)
+
+
+def _data(summary: Summary) -> MetricsData:
+    from opentelemetry.sdk.metrics.export import (
+        Gauge,
+        Metric,
+        MetricsData,
+        NumberDataPoint,
+        ResourceMetrics,
+        ScopeMetrics,
+    )
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+    ours = Resource({"service.name": "loadbench", "service.version": summary.loadbench})
+    resource = ours.merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
+    began_ns = started_ns(summary)
+    span_ns = (began_ns, began_ns + round(summary.duration_s * 1e9))
+    metrics = [
+        Metric(
+            family.name,
+            family.about,
+            family.unit,
+            Gauge([NumberDataPoint(p.labels, *span_ns, p.value) for p in family.points]),
+        )
+        for family in families(summary)
+    ]
+    scope = ScopeMetrics(InstrumentationScope("loadbench", summary.loadbench), metrics, "")
+    return MetricsData([ResourceMetrics(resource, [scope], "")])
