@@ -7,7 +7,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,10 +64,12 @@ class Telling:
         self._waiting: Progress | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def tell(self, item: Item) -> None:
-        self.items.append(item)
+    def tell(self, *items: Item) -> None:
+        """Several that differ in their question only take one line."""
+        self.items += items
         if self._as_json:
             return
+        item = replace(items[0], question=", ".join(item.question for item in items))
         heading = "Endpoint" if item.model is None else plain(item.model)
         if heading != self._heading:
             self._heading = heading

@@ -11,6 +11,7 @@ from typing import Any
 
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
 from loadbench.analysis.road import is_over
+from loadbench.analysis.slo import slo_of
 from loadbench.analysis.stats import Distribution
 from loadbench.analysis.summary import ClosedLoad, Kind, Level, OpenLoad
 from loadbench.records import load_title
@@ -74,12 +75,6 @@ def _words(value: str | int | float) -> str:
 def failed(level: Level) -> int:
     """Requests of the level that did not succeed, dropped and censored ones included."""
     return sum(level.requests.failed.values())
-
-
-def slo_result(level: Level) -> str | None:
-    """The worst of the level's clauses; None without an SLO."""
-    results = {clause.result for clause in level.slo}
-    return next((word for word in ("fail", "undecided", "pass") if word in results), None)
 
 
 def of_kind(level: Level, kind: Kind) -> Level:
@@ -210,6 +205,30 @@ def _memory(name: str) -> Callable[[Level], Value]:
     return get
 
 
+def _energy(name: str) -> Callable[[Level], Value]:
+    return lambda level: getattr(level.energy, name, None)
+
+
+def _joules(level: Level) -> str | None:
+    """Never without where it comes from: what a user states is no measurement."""
+    energy = level.energy
+    if energy is None or energy.joules_per_output_token is None:
+        return None
+    return f"{figure(energy.joules_per_output_token)} {energy.source}"
+
+
+def _cost(level: Level) -> str | None:
+    energy = level.energy
+    if energy is None or energy.cost_per_million_output_tokens is None:
+        return None
+    price = " ".join(filter(None, (figure(energy.cost_per_million_output_tokens), energy.currency)))
+    return f"{price} {energy.source}"
+
+
+def _few_readings(level: Level) -> bool:
+    return level.energy is not None and level.energy.firm is False
+
+
 def _users(level: Level) -> int | None:
     return level.load.concurrency if isinstance(level.load, ClosedLoad) else None
 
@@ -260,7 +279,7 @@ COLUMNS: tuple[Column, ...] = (
         "output_tokens_mean", "tokens out", lambda level: level.tokens.output_mean, closed=17, open=17, of_kind=True
     ),
     Column("output_tokens", "tokens", lambda level: level.tokens.output_total),
-    Column("slo", "SLO", slo_result, closed=3, open=3, show=_mark),
+    Column("slo", "SLO", slo_of, closed=3, open=3, show=_mark),
     Column("road", "road", _road),
     Column("road_left_s", "left at", lambda level: level.road.left_s if level.road else None, unit="s"),
     Column("cautions", "cautions", _cautions, closed=19, open=19, show=lambda about: about or "–"),
@@ -270,5 +289,10 @@ COLUMNS: tuple[Column, ...] = (
         "target_rss_peak_bytes", "RSS peak", lambda level: level.target.rss_bytes.peak, closed=9, open=14, show=octets
     ),
     Column("target_rss_after_bytes", "RSS after", lambda level: level.target.rss_bytes.after),
+    Column("energy", "J/token", _joules, closed=7, open=7, indicative=_few_readings, in_csv=False),
+    Column("cost", "cost of", _cost, closed=8, open=8, unit="1M tokens", indicative=_few_readings, in_csv=False),
+    *(Column(f"energy_{name}", name, _energy(name)) for name in ("source", "of", "watts", "readings")),
+    Column("cost_per_million_output_tokens", "cost", _energy("cost_per_million_output_tokens")),
+    Column("currency", "currency", _energy("currency")),
     *(Column(f"memory_{name}", name.replace("_", " "), _memory(name)) for name in _OF_MEMORY),
 )

@@ -19,16 +19,18 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from loadbench.analysis.summary import Caution, Summary
-from loadbench.report import content, findings, memory
+from loadbench.report import content, decision, determinism, findings, gates, memory, quality
 from loadbench.report.content import Cells, Table
 from loadbench.report.escape import plain
 from loadbench.report.findings import Finding, Stands
 
 TEXT_WIDTH = 100  # prose in longer lines is hard to read
 MOST_ROWS = 30  # a longer table by kind, or by interval, is for report.md
+MOST_PROMPTS = 12  # of those answered in several ways; the others too
 GAP = 2  # columns between two cells
 DETAIL = 400  # characters of a caution; servers' error texts may be pages
 RESULT_STYLES = {"pass": "green", "fail": "bold red", "?": "yellow", "undecided": "yellow"}
+RESULT_STYLES |= {"improved": "green", "regressed": "bold red", "inconclusive": "yellow"}
 
 
 def print_report(summary: Summary, run_dir: Path, stream: TextIO | None = None, *, quiet: bool = False) -> None:
@@ -37,16 +39,23 @@ def print_report(summary: Summary, run_dir: Path, stream: TextIO | None = None, 
     if not quiet:
         _report(console, summary)
         console.print()
-    _whole_line(console, "Results", str(run_dir))
-    _whole_line(console, "Repeat", summary.command)
+    whole_line(console, "Results", str(run_dir))
+    whole_line(console, "Repeat", summary.command)
 
 
 def _report(console: Console, summary: Summary) -> None:
     console.print(Text.assemble((plain(summary.name), "bold"), f" · {plain(content.run_line(summary))}"))
     for line in (content.endpoint_line(summary), *map(content.model_line, summary.models)):
-        _prose(console, Text(plain(line), "dim"))
+        prose(console, Text(plain(line), "dim"))
     console.print()
-    _prose(console, Text(plain(summary.verdict.text, limit=10_000)))
+    if ranking := decision.verdict(summary.decision):  # what was asked for
+        prose(console, Text(plain(ranking, limit=10_000)))
+        console.print()
+    prose(console, Text(plain(summary.verdict.text, limit=10_000)))
+    for table in decision.tables(summary.decision, console.width):
+        _table(console, table)
+    for note in decision.notes(summary.decision):
+        prose(console, Text(plain(note), "dim"))
     kinds = (table for table in content.kind_tables(summary) if len(table.rows) <= MOST_ROWS)
     told = [*content.level_tables(summary), *findings.interval_tables(summary, MOST_ROWS), *kinds]
     tables = [_fitted(table, console.width) for table in told]
@@ -54,22 +63,37 @@ def _report(console: Console, summary: Summary) -> None:
         _table(console, table)
     console.print()
     for note in content.footnotes(tables):
-        _prose(console, Text(note, "dim"))
+        prose(console, Text(note, "dim"))
     of_memory = memory.tables(summary)
     memories = [_fitted(table, console.width) for table in of_memory]
     if tables != told or memories != of_memory:
-        _prose(console, Text("More columns: in a wider terminal, in report.md and in summary.csv", "dim"))
+        prose(console, Text("More columns: in a wider terminal, in report.md and in summary.csv", "dim"))
     for finding in findings.findings(summary):
+        _finding(console, finding)
+    for finding in determinism.findings(summary, MOST_PROMPTS):
         _finding(console, finding)
     for table in memories:
         _table(console, table)
     for finding in memory.findings(summary):
         _finding(console, finding)
+    _quality(console, summary)
     _facts(console, summary)
     failures, cautions = content.doubts(summary)
     counts = content.failure_counts(summary)
     _doubts(console, "Failures", [(f"{counts[sort[0].about]:,} {sort[0].about}", sort) for sort in failures], "red")
     _doubts(console, "Cautions", [(sort[0].about.replace("_", " "), sort) for sort in cautions], "yellow")
+
+
+def print_quality(summary: Summary, stream: TextIO | None = None) -> None:
+    """What the report says of the quality of answers, alone."""
+    _quality(console_on(stream or sys.stdout), summary)
+
+
+def _quality(console: Console, summary: Summary) -> None:
+    for table in quality.tables(summary):
+        _table(console, _fitted(table, console.width))
+    for finding in quality.findings(summary):
+        _finding(console, finding)
 
 
 def console_on(stream: TextIO) -> Console:
@@ -80,11 +104,12 @@ def console_on(stream: TextIO) -> Console:
     return Console(file=stream, highlight=False, markup=False, emoji=False)
 
 
-def _prose(console: Console, text: Text) -> None:
+def prose(console: Console, text: Text) -> None:
+    """A paragraph, in lines that can be read."""
     console.print(text, width=min(TEXT_WIDTH, console.width))
 
 
-def _whole_line(console: Console, label: str, text: str) -> None:
+def whole_line(console: Console, label: str, text: str) -> None:
     """Never broken: it is there to be copied."""
     console.print(Text.assemble((f"{label:<8} ", "bold"), plain(text, limit=10_000)), soft_wrap=True)
 
@@ -92,7 +117,9 @@ def _whole_line(console: Console, label: str, text: str) -> None:
 def _facts(console: Console, summary: Summary) -> None:
     facts = [
         *content.slo_lines(summary),
+        *(("asserted", f"{asserted}: {told}") for asserted, told in gates.lines(summary)),
         *(("not run", line) for line in findings.not_run(summary)),
+        *(("answers", line) for line in determinism.lines(summary)),
         ("memory", memory.fact(summary)),
         ("client", content.client(summary)),
     ]
@@ -140,7 +167,12 @@ def _table(console: Console, table: Table) -> None:
         grid.add_row(*(Text(plain(cell), RESULT_STYLES.get(cell, "")) for cell in row))
     console.print(grid)
     if table.note:
-        _prose(console, Text(plain(table.note), "dim"))
+        prose(console, Text(plain(table.note), "dim"))
+
+
+def fit_and_show(console: Console, table: Table) -> None:
+    """A table in as many of its columns as the terminal has room for."""
+    _table(console, _fitted(table, console.width))
 
 
 def _finding(console: Console, finding: Finding) -> None:
@@ -160,7 +192,7 @@ def _finding(console: Console, finding: Finding) -> None:
         grid.add_row(*(Text(row[index], RESULT_STYLES.get(row[index], "")) for index in kept))
     console.print(grid, width=width)
     for note in finding.notes:
-        _prose(console, Text(plain(note)))
+        prose(console, Text(plain(note)))
 
 
 def _fitted(table: Table, room: int) -> Table:

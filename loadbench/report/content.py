@@ -289,7 +289,13 @@ def model_line(model: Model) -> str:
     else:
         parts = [name + (f" (asked for as {model.asked})" if model.asked != name else "")]
         parts += [] if model.load_ms is None else [f"loaded in {milliseconds(model.load_ms)}"]
+    if model.downloaded_ms is not None:
+        parts.append(f"downloaded in {milliseconds(model.downloaded_ms)}")
     parts += ["synthetic: random weights"] if model.synthetic else []
     parts += [] if model.first_ms is None else [f"first answer in {milliseconds(model.first_ms)}"]
-    parts += [] if model.status == "ok" else [model.status + (f": {model.reason}" if model.reason else "")]
+    if model.kept_warm is not None:
+        failed = sum(model.kept_warm.failed.values())
+        lost = f", {failed:,} of which failed" if failed else ""
+        parts.append(f"kept warm by {count(model.kept_warm.attempted, 'light prompt')}{lost}, which no figure counts")
+    parts += [] if model.status == "ok" else [f"{model.status}: the reason is among the cautions"]
     return "; ".join(parts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from rich.cells import cell_len
@@ -24,6 +24,8 @@ GAP = 2  # columns between two cells, as on the console
 NAME_WIDTH = 22  # of a model's name in a narrow terminal; the report begins with them in full
 NARROW = 100
 MOST_WORDS = 24  # characters of a licence or a device
+MOST_DOUBT = 160  # characters of why a figure is in doubt; report.md has them all
+_SURE = {True: "firm", False: "indicative", None: None}
 _SHOW = {"ms": milliseconds, "bytes": octets, "share": share}
 
 
@@ -31,7 +33,9 @@ def tables(decision: Decision | None, room: int | None = None) -> list[Table]:
     """The models side by side, and below it how their ranks arise; in as many blocks as fit ``room`` columns."""
     if decision is None:
         return []
-    made = _wrapped(_side_by_side(decision), room)
+    # The console has the sum of the two; report.md and decision.csv have the parts as well.
+    parts = () if room is None or not _is_told(decision.candidates, "cold_start_ms") else ("load_ms", "first_token_ms")
+    made = _wrapped(_side_by_side(decision, parts), room)
     return made + (_wrapped(_ranks(decision.ranking), room) if _has_ranks(decision.ranking) else [])
 
 
@@ -46,20 +50,23 @@ def notes(decision: Decision | None) -> list[str]:
         return []
     failed = [candidate for candidate in decision.candidates if candidate.status != "ok"]
     others = [candidate for candidate in decision.candidates if candidate.status == "ok"]
-    told = [f"{candidate.model} {_status(candidate)}: {candidate.reason or 'no reason'}" for candidate in failed]
-    if decision.ranking:  # whose verdict says it
+    told = [f"{candidate.model} {_status(candidate)}: the reason is among the cautions" for candidate in failed]
+    if decision.ranking:  # whose verdict names them
         told = [*_ties(decision.ranking)]
-    nowhere = []
+    nowhere: dict[str, list[str]] = {}
     for name, compared in FIGURES.items():
         absent: dict[str, list[str]] = {}
         for candidate in others:
             if (found := _figure(candidate, name)).value is None:
                 absent.setdefault(found.because or "", []).append(candidate.model)
         if [len(others)] == [len(models) for models in absent.values()]:
-            nowhere += [f"{compared.title} ({because})" for because in absent]
+            nowhere.setdefault(next(iter(absent)), []).append(compared.title)
             continue
         told += [f"no {compared.title} of {', '.join(models)}: {because}" for because, models in absent.items()]
-    return told + ([f"not told: {'; '.join(nowhere)}"] if nowhere else [])
+    if others and not any(candidate.licence for candidate in others):
+        nowhere.setdefault("nobody says", []).append("licence")
+    lacking = [f"{', '.join(names)} ({because})" for because, names in nowhere.items()]
+    return told + ([f"not told: {'; '.join(lacking)}"] if lacking else [])
 
 
 def details(decision: Decision) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
@@ -79,13 +86,12 @@ def details(decision: Decision) -> Iterator[tuple[str, tuple[str, ...], list[tup
 
 def _detail(candidate: Candidate, name: str, found: Figure) -> tuple[str, ...]:
     compared = FIGURES[name]
-    sure = {True: "firm", False: "indicative", None: ""}[found.firm]
     return (
         compared.title,
-        _words(compared, found.value, candidate.currency),
+        words(compared, found.value, candidate.currency),
         _between(compared, found.interval_95, candidate.currency) or _roughly(compared, found),
         "" if found.n is None else f"{found.n:,}",
-        sure,
+        _SURE[found.firm] or "",
         found.source or "",
         found.at or "",
         found.because or "",
@@ -97,7 +103,7 @@ def _term(term: Term) -> tuple[str, ...]:
     return (
         term.criterion,
         f"{term.weight:g} ({share(term.share)})",
-        _words(FIGURES[term.figure], term.value, None),
+        words(FIGURES[term.figure], term.value, None),
         figure(term.ratio),
         ends,
         f"×{figure(term.factor)}",
@@ -110,7 +116,8 @@ def _figure(candidate: Candidate, name: str) -> Figure:
     return found
 
 
-def _words(compared: Compared, value: float | None, currency: str | None) -> str:
+def words(compared: Compared, value: float | None, currency: str | None) -> str:
+    """A figure of the decision with its unit."""
     show = _SHOW.get(compared.unit, figure)
     return show(value) + (f" {currency}" if compared.unit == "money" and currency and value is not None else "")
 
@@ -118,10 +125,12 @@ def _words(compared: Compared, value: float | None, currency: str | None) -> str
 def _between(compared: Compared, reach: Range | None, currency: str | None) -> str:
     if reach is None:
         return ""
-    return f"{_words(compared, reach[0], None)} to {_words(compared, reach[1], currency)}"
+    return f"{words(compared, reach[0], None)} to {words(compared, reach[1], currency)}"
 
 
 def _roughly(compared: Compared, found: Figure) -> str:
+    if found.at_least:
+        return "at least"
     return "" if found.rough is None else f"roughly {_between(compared, found.rough, None)}"
 
 
@@ -138,7 +147,22 @@ def _status(candidate: Candidate) -> str:
     return candidate.status + (f" at {candidate.failed_at}" if candidate.failed_at else "")
 
 
-def _side_by_side(decision: Decision) -> Table:
+def _is_told(candidates: Sequence[Candidate], name: str) -> bool:
+    return any(_figure(candidate, name).value is not None for candidate in candidates)
+
+
+def _doubted(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
+    """Why the level, or the judge, behind a model's figures is in doubt, with what of it."""
+    found: dict[str, list[str]] = {}
+    for candidate in candidates:
+        for name in ("quality", "ttft_p50_ms"):
+            each = _figure(candidate, name)
+            if each.value is not None and each.firm is False and each.because and (name == "quality" or each.reach):
+                found.setdefault(plain(each.because, MOST_DOUBT), []).append(candidate.model)
+    return found
+
+
+def _side_by_side(decision: Decision, left_out: Collection[str]) -> Table:
     candidates, ranks = list(decision.candidates), {}
     if decision.ranking:
         places = list(decision.ranking.places)
@@ -155,15 +179,16 @@ def _side_by_side(decision: Decision) -> Table:
         columns.append(Cells(("device",), 1, tuple(_brief(candidate.device) for candidate in candidates), left=True))
     if len(loads) > 1:
         columns.append(Cells(("at",), 1, tuple(candidate.at or NONE for candidate in candidates), left=True))
-    columns += [
-        _column(candidates, name) for name in FIGURES if any(_figure(c, name).value is not None for c in candidates)
-    ]
+    columns += [_column(candidates, name) for name in FIGURES if name not in left_out and _is_told(candidates, name)]
     if any(candidate.licence for candidate in candidates):
         columns.append(Cells(("licence",), 1, tuple(_brief(candidate.licence) for candidate in candidates), left=True))
     if any(candidate.outcomes for candidate in candidates):
         columns.append(Cells(("failures",), 1, tuple(map(_outcomes, candidates)), left=True))
     at = f", TTFT and E2E at {loads.pop()}" if len(loads) == 1 else ""
-    marks = ["~ indicative: on few samples, or taken once"] if any("~" in c for x in columns for c in x.cells) else []
+    shown = [text for column in columns for text in column.cells]
+    marks = ["~ indicative: on few samples, taken once, or in doubt"] if any("~" in text for text in shown) else []
+    marks += ["≥ at least: an earlier model's memory was used again"] if any("≥" in text for text in shown) else []
+    marks += [f"{', '.join(names)}: {why}" for why, names in _doubted(candidates).items()]
     return Table(TITLE, f"{count(len(candidates), 'model')}{at}", tuple(columns), "; ".join(marks) or None)
 
 
@@ -176,7 +201,7 @@ def _column(candidates: Sequence[Candidate], name: str) -> Cells:
     """One figure of all; the heading in lines, so that the column is no wider than its numbers."""
     compared = FIGURES[name]
     title = compared.title.replace("tok/s at 1 user", "tok/s\nat 1 user").replace("TTFT ", "TTFT\n")
-    for long in ("E2E", "memory", "best", "cold", "first"):
+    for long in ("E2E", "memory", "best", "cold", "first", "failed"):
         title = title.replace(f"{long} ", f"{long}\n")
     if compared.unit == "money":
         currency = next((candidate.currency for candidate in candidates if candidate.currency), None)
@@ -189,7 +214,7 @@ def _cell(candidate: Candidate, name: str) -> str:
     found = _figure(candidate, name)
     if found.value is None:
         return NONE
-    told = ("~" if found.firm is False else "") + _words(FIGURES[name], found.value, None)
+    told = ("≥" if found.at_least else "~" if found.firm is False else "") + words(FIGURES[name], found.value, None)
     if name == "best_tokens_per_s" and found.at:
         told += f" ({found.at})"
     # What nobody measured, and who marked, is said beside the figure in every table.
@@ -236,7 +261,7 @@ def _ranks(ranking: Ranking | None) -> Table:
 
 
 def _reach(place: Place) -> str:
-    return NONE if place.score_reach is None else f"{figure(place.score_reach[0])}–{figure(place.score_reach[1])}"
+    return NONE if place.score_reach is None else "–".join(f"{end:.3f}" for end in place.score_reach)
 
 
 def _wrapped(table: Table, room: int | None) -> list[Table]:
@@ -245,14 +270,21 @@ def _wrapped(table: Table, room: int | None) -> list[Table]:
         return [table]
     first, *others = table.columns
     first = replace(first, cells=_short(first.cells)) if room < NARROW else first
+    blocks = _blocks(first, others, room)
+    while room > 1 and len(narrower := _blocks(first, others, room - 1)) == len(blocks):  # all about as wide
+        blocks, room = narrower, room - 1
+    made = [replace(table, columns=tuple(block), note=None) for block in blocks]
+    made = [made[0], *(replace(block, title="goes on") for block in made[1:])]
+    return [*made[:-1], replace(made[-1], note=table.note)]
+
+
+def _blocks(first: Cells, others: Sequence[Cells], room: int) -> list[list[Cells]]:
     blocks: list[list[Cells]] = [[first]]
     for column in others:
         if len(blocks[-1]) > 1 and sum(map(_width, [*blocks[-1], column])) + GAP * len(blocks[-1]) > room:
             blocks.append([first])
         blocks[-1].append(column)
-    made = [replace(table, columns=tuple(block), note=None) for block in blocks]
-    made = [made[0], *(replace(block, title="goes on") for block in made[1:])]
-    return [*made[:-1], replace(made[-1], note=table.note)]
+    return blocks
 
 
 def _short(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -296,7 +328,7 @@ def _row(decision: Decision, candidate: Candidate) -> Iterator[tuple[str, object
         found = _figure(candidate, name)
         low, high = found.interval_95 or (None, None)
         yield from ((name, found.value), (f"{name}_low_95", low), (f"{name}_high_95", high), (f"{name}_n", found.n))
-        yield f"{name}_firm", {True: "firm", False: "indicative", None: None}[found.firm]
+        yield f"{name}_firm", "at least" if found.at_least else _SURE[found.firm]
         yield from ((f"{name}_source", found.source), (f"{name}_at", found.at), (f"{name}_because", found.because))
     yield "currency", candidate.currency
     yield "failures", " ".join(f"{outcome}={number}" for outcome, number in candidate.outcomes.items())

@@ -15,7 +15,7 @@ import yaml
 from loadbench.analysis.metrics import METRICS
 from loadbench.analysis.summary import Caution, Summary
 from loadbench.records import load_title
-from loadbench.report import content, findings, memory
+from loadbench.report import content, decision, determinism, findings, gates, memory, quality
 from loadbench.report.content import Table
 from loadbench.report.escape import code, markdown, plain
 from loadbench.report.findings import Finding, Stands
@@ -29,16 +29,19 @@ def markdown_text(summary: Summary, scenario: Mapping[str, Any]) -> str:
         f"# loadbench: {markdown(summary.name)}",
         markdown(content.run_line(summary)),
         _pointing(markdown(summary.verdict.text, limit=10_000), summary),
+        *_decision(summary),
         *_findings(summary),
         *_levels(summary),
         *_memory(summary),
+        *_quality(summary),
+        *_answers(summary),
         *_over_time(summary),
         *_intervals(summary),
         *_facts(summary),
         *_doubts(summary),
         *_circumstances(summary),
         "## Scenario",
-        _fenced(yaml.safe_dump(dict(scenario), sort_keys=False, allow_unicode=True), "yaml"),
+        _fenced(scenario_text(scenario), "yaml"),
         "## What the numbers mean",
         *_definitions(),
         "## Repeat",
@@ -47,20 +50,35 @@ def markdown_text(summary: Summary, scenario: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def _decision(summary: Summary) -> Iterator[str]:
+    """The models side by side, how they rank, and what every figure stands on."""
+    if summary.decision is None:
+        return
+    yield "## The models side by side"
+    if ranking := decision.verdict(summary.decision):
+        yield markdown(ranking, limit=10_000)
+    yield from tables_of(decision.tables(summary.decision))
+    if notes := decision.notes(summary.decision):
+        yield "\n".join(f"- {markdown(note)}" for note in notes)
+    for title, headings, rows in decision.details(summary.decision):
+        yield f"### {markdown(title)}"
+        yield table_of(headings, rows)
+
+
 def _levels(summary: Summary) -> Iterator[str]:
     tables, kinds = content.level_tables(summary), content.kind_tables(summary)
     if tables:
         yield "## Levels"
-    yield from _tables(tables)
+    yield from tables_of(tables)
     if kinds:
         yield "## By kind of prompt"
-    yield from _tables(kinds)
+    yield from tables_of(kinds)
     notes = content.footnotes([*tables, *kinds])
     if notes:
         yield "\n".join(f"- {markdown(note)}" for note in notes)
 
 
-def _tables(tables: Iterable[Table]) -> Iterator[str]:
+def tables_of(tables: Iterable[Table]) -> Iterator[str]:
     for table in tables:
         yield f"{code(table.model)}, {table.title}"
         rows = [[markdown(cell) for cell in row] for row in table.rows]
@@ -112,18 +130,36 @@ def _memory(summary: Summary) -> Iterator[str]:
         yield "## Memory of the target"
     if in_short:
         yield f"Resident: {markdown(in_short)}"
-    yield from _tables(tables)
+    yield from tables_of(tables)
     for finding in told:
         yield from _finding(finding, summary)
     if sources or absent:
-        yield _table(("from where", ""), [*sources, *((f"not given: {name}", why) for name, why in absent)])
+        yield table_of(("from where", ""), [*sources, *((f"not given: {name}", why) for name, why in absent)])
+
+
+def _quality(summary: Summary) -> Iterator[str]:
+    tables = quality.tables(summary)
+    if tables:
+        yield "## Quality of the answers"
+    yield from tables_of(tables)
+    for finding in quality.findings(summary):
+        yield from _finding(finding, summary)
+
+
+def _answers(summary: Summary) -> Iterator[str]:
+    lines = determinism.lines(summary)
+    if lines:
+        yield "## The same answers"
+        yield "\n".join(f"- {markdown(line)}" for line in lines)
+    for finding in determinism.findings(summary):
+        yield from _finding(finding, summary)
 
 
 def _over_time(summary: Summary) -> Iterator[str]:
     tables = findings.interval_tables(summary)
     if tables:
         yield "## Over time"
-    yield from _tables(tables)
+    yield from tables_of(tables)
 
 
 def _intervals(summary: Summary) -> Iterator[str]:
@@ -134,14 +170,18 @@ def _intervals(summary: Summary) -> Iterator[str]:
             "In brackets the 95 % confidence interval: in 95 of 100 levels like this one it holds the value that an"
             " endless level would have. Given only where that can be estimated."
         )
-        yield _table(("level", "metric", "mean", "p50", "p95", "why there is none"), rows)
+        yield table_of(("level", "metric", "mean", "p50", "p95", "why there is none"), rows)
 
 
 def _facts(summary: Summary) -> Iterator[str]:
     slo = content.slo_lines(summary)
     if slo:
         yield "## SLO"
-        yield _table(("clause", "result"), slo)
+        yield table_of(("clause", "result"), slo)
+    asserted = gates.lines(summary)
+    if asserted:
+        yield "## Gates"
+        yield table_of(("asserted", "result"), asserted)
     client = content.client(summary)
     if client:
         yield "## The client itself"
@@ -153,7 +193,7 @@ def _doubts(summary: Summary) -> Iterator[str]:
         if sorts:
             yield f"## {title}"
             rows = [_doubt(caution) for cautions in sorts for caution in cautions]
-            yield _table(("what", "where", "why", "advice"), rows)
+            yield table_of(("what", "where", "why", "advice"), rows)
 
 
 def _doubt(caution: Caution) -> tuple[str, str, str, str]:
@@ -172,7 +212,7 @@ def _circumstances(summary: Summary) -> Iterator[str]:
         ("packages", ", ".join(f"{name} {version}" for name, version in versions.items())),
         *((f"endpoint: {name.replace('_', ' ')}", _fact(fact)) for name, fact in told.items()),
     ]
-    yield _table(("", ""), [(name, fact) for name, fact in facts if fact])
+    yield table_of(("", ""), [(name, fact) for name, fact in facts if fact])
 
 
 def _fact(fact: object) -> str:
@@ -180,15 +220,23 @@ def _fact(fact: object) -> str:
     return ", ".join(f"{name} {value}" for name, value in fact.items()) if isinstance(fact, dict) else str(fact)
 
 
+def scenario_text(scenario: Mapping[str, Any]) -> str:
+    """The scenario as YAML, as a file would have it."""
+    text: str = yaml.safe_dump(dict(scenario), sort_keys=False, allow_unicode=True)
+    return text
+
+
 def _definitions() -> Iterator[str]:
     yield (
         "Latencies are of the successful requests; p99_all counts failures as infinite. Service time counts from when"
         " a request was sent, response time from when it was due."
     )
-    yield _table(("metric", "unit", "definition"), [(row.title, row.unit, row.definition) for row in METRICS.values()])
+    yield table_of(
+        ("metric", "unit", "definition"), [(row.title, row.unit, row.definition) for row in METRICS.values()]
+    )
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table_of(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of words."""
     return _lines(headings, [[markdown(cell) for cell in row] for row in rows], [True] * len(headings))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Sequence
 from time import monotonic
 from types import TracebackType
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 HEADINGS = ("alias", "id", "device", "provider", "size", "licence", "can", "state")
 NARROW = 110  # columns
 LINE_EVERY_S = 5.0  # in a pipe
+SPEED_WINDOW_S = 10.0  # of a download: the runtime tells of pieces of 2 MiB
 
 
 def state(model: ModelInfo) -> str:
@@ -82,12 +84,37 @@ def print_models(models: Sequence[tuple[ModelInfo, str]]) -> None:
     console.print(table)
 
 
+class Pace:
+    """What the percents of a download say: how much there is, at what rate, how long it will take still."""
+
+    def __init__(self, size_bytes: int | None) -> None:
+        self._size_bytes = size_bytes
+        self._marks: deque[tuple[float, float]] = deque()  # when, and at what percent
+
+    def told(self, percent: float, now_s: float) -> list[str]:
+        """Share, bytes, rate, time left; what cannot be known yet is left out."""
+        marks = self._marks
+        if marks and percent < marks[-1][1]:  # it has begun anew
+            marks.clear()
+        marks.append((now_s, percent))
+        while len(marks) > 2 and marks[1][0] < now_s - SPEED_WINDOW_S:
+            marks.popleft()
+        since_s, since = marks[0]
+        parts = [f"{percent:.0f} %"]
+        if self._size_bytes is not None:
+            parts.append(f"{octets(self._size_bytes * percent / 100)} of {octets(self._size_bytes)}")
+        if now_s > since_s and percent > since:
+            speed = (percent - since) / (now_s - since_s)
+            parts += [] if self._size_bytes is None else [f"{octets(self._size_bytes * speed / 100)}/s"]
+            parts.append(f"{clock((100 - percent) / speed)} left")
+        return parts
+
+
 class Download:
-    """Follows one download, from its percents: how much there is, at what rate, how long it will take still."""
+    """Follows one download on stderr: a bar on a terminal, a line now and then in a pipe."""
 
     def __init__(self, model_id: str, size_bytes: int | None) -> None:
-        self._name, self._size_bytes = model_id, size_bytes
-        self._start: tuple[float, float] | None = None  # when and at what percent
+        self._name, self._pace = model_id, Pace(size_bytes)
         self._told_s = monotonic()
         self._bar: Progress | None = None
 
@@ -110,27 +137,12 @@ class Download:
 
     def advance(self, percent: float) -> None:
         now = monotonic()
-        if self._start is None or percent < self._start[1]:
-            self._start = now, percent
-        told = self.told(percent, now)
+        told = f"{self._name}  " + ", ".join(self._pace.told(percent, now))
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=percent, told=told)
         elif now - self._told_s >= LINE_EVERY_S:
             self._told_s = now
             click.echo(told, err=True)
-
-    def told(self, percent: float, now: float) -> str:
-        """One line: name, share, bytes, rate, time left; what cannot be known yet is left out."""
-        assert self._start is not None
-        elapsed_s, gained = now - self._start[0], percent - self._start[1]
-        parts = [f"{percent:.0f} %"]
-        if self._size_bytes is not None:
-            parts.append(f"{octets(self._size_bytes * percent / 100)} of {octets(self._size_bytes)}")
-        if elapsed_s > 0 and gained > 0:
-            if self._size_bytes is not None:
-                parts.append(f"{octets(self._size_bytes * gained / 100 / elapsed_s)}/s")
-            parts.append(f"{clock((100 - percent) * elapsed_s / gained)} left")
-        return f"{self._name}  " + ", ".join(parts)
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""

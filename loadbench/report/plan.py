@@ -21,11 +21,11 @@ from loadbench.report.escape import plain
 from loadbench.report.words import clock, count, octets
 from loadbench.scenario.load import Loaded
 from loadbench.scenario.memory import FLOOR_SHARE, LEAST_FLOOR_BYTES, MemoryLadder
-from loadbench.scenario.plan import LevelPlan, Plan, describe, levels
-from loadbench.scenario.schema import PROBE_TOKEN_VARIABLE, Scenario
+from loadbench.scenario.plan import LevelPlan, Plan, describe, levels, order_of_models
+from loadbench.scenario.schema import PROBE_TOKEN_VARIABLE, PromptEntry, Scenario
 from loadbench.scenario.shapes import StopRules, each
 from loadbench.scenario.stage import Stage
-from loadbench.scenario.units import DURATION
+from loadbench.scenario.units import DURATION, POWER
 from loadbench.target.synthetic import SYNTHETIC
 
 WIDEST = 120
@@ -54,16 +54,18 @@ def print_plan(loaded: Loaded, stream: TextIO | None = None, search: SearchPlan 
     """
     scenario = loaded.scenario
     _judge_models(loaded)
-    plan = describe(scenario, levels(scenario, scenario.models, loaded.traces))
+    models = [scenario.models[place] for place in order_of_models(scenario)]
+    asked = len(loaded.quality_prompts) * (scenario.quality.repeats if scenario.quality else 0)
+    plan = describe(scenario, levels(scenario, models, loaded.traces), asked)
     console = console_on(stream or sys.stdout)
     console.soft_wrap = True
     console.print(Text.assemble((plain(scenario.name), "bold"), f" · {plain(loaded.path)} is valid"))
     if scenario.description:
         console.print(Text(plain(scenario.description)))
     console.print(Text(f"Endpoint  {plain(scenario.redacted().endpoint)} (from {plain(loaded.endpoint_source)})"))
-    console.print(Text(f"Models    {plain(', '.join(plan.models))}"))
-    console.print(Text(f"Prompts   {plain(', '.join(_kind(entry.name, entry.weight) for entry in scenario.prompts))}"))
-    for line in _target(scenario):
+    console.print(Text(f"Models    {plain(', '.join(models) + _why_these(loaded))}"))
+    console.print(Text(f"Prompts   {plain(', '.join(_kind(entry) for entry in scenario.prompts))}"))
+    for line in (*_target(scenario), *_beside_levels(loaded)):
         console.print(Text(line))
     if search is not None:
         for line in _search(scenario, search):
@@ -79,6 +81,8 @@ def print_plan(loaded: Loaded, stream: TextIO | None = None, search: SearchPlan 
         console.print(Text(textwrap.fill(line, min(console.width, WIDEST), subsequent_indent="    ")))
     for line in _times(plan):
         console.print(Text(line))
+    if scenario.repeat > 1:
+        console.print(Text(f"{scenario.repeat} runs of it, one after another: {scenario.repeat} times as long."))
 
 
 def _search(scenario: Scenario, search: SearchPlan) -> Iterator[str]:
@@ -233,8 +237,31 @@ def _judge_models(loaded: Loaded) -> None:
             )
 
 
-def _kind(name: str, weight: float) -> str:
-    return f"{name} × {weight:g}"
+def _why_these(loaded: Loaded) -> str:
+    """Who named the models, and in whose order they are."""
+    told = [] if loaded.models_source == "default" else [f"from {loaded.models_source}"]
+    if len(loaded.scenario.models) > 1:
+        drawn = loaded.scenario.model_order == "shuffled"
+        told.append("one after another" + (f", in an order drawn by seed {loaded.scenario.seed}" if drawn else ""))
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _beside_levels(loaded: Loaded) -> Iterator[str]:
+    """What is asked and reckoned besides the levels."""
+    scenario = loaded.scenario
+    if scenario.quality is not None:
+        times = "" if scenario.quality.repeats == 1 else f", {scenario.quality.repeats} times each"
+        yield f"Quality   {count(len(loaded.quality_prompts), 'prompt')}{times}, whose answers are kept for marking"
+    if scenario.keep_warm_s is not None:
+        yield f"Warm      a light prompt to a model that has been idle for {_span(scenario.keep_warm_s)}"
+    if scenario.power_w is not None:
+        yield f"Power     {POWER.write(scenario.power_w)}, as stated"
+    if scenario.price_per_kwh is not None:
+        yield f"Price     {scenario.price_per_kwh:g} {plain(scenario.currency or '')} per kWh"
+
+
+def _kind(entry: PromptEntry) -> str:
+    return f"{entry.name} × {entry.weight:g}" + (", in order" if entry.order == "sequential" else "")
 
 
 def _requests(row: LevelPlan) -> str:

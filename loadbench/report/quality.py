@@ -5,7 +5,7 @@ Formats and escaping are ``console``'s and ``markdown``'s; `block` is for answer
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from loadbench.analysis.agreement import Agreement
 from loadbench.analysis.quality import LEAST_PROMPTS, Checked, Judged, Mean, Quality
@@ -32,17 +32,15 @@ def tables(summary: Summary) -> list[Table]:
         Cells(("failed",), 4, tuple(f"{quality.failed:,}" for quality in told)),
         Cells(("cut at", "max_tokens"), 8, tuple(f"{quality.cut:,}" for quality in told)),
         Cells(("checks", "passed (95 %)"), 2, tuple(_passed(quality.checks) for quality in told)),
-        Cells(("mark by", "people (95 %)"), 1, tuple(_mark(quality.human) for quality in told)),
-        Cells(("prompts", "marked"), 5, tuple(f"{quality.human.prompts:,}" for quality in told)),
+        Cells(("mark by", "people (95 %)"), 1, tuple(_mark(quality.human, quality.prompts) for quality in told)),
     ]
     for number, judge in enumerate(judges):
         name = "judge" if len(judges) == 1 else f"judge {number + 1}"
         found = [next((one for one in quality.judges if one.judge == judge), None) for quality in told]
-        columns.append(
-            Cells(("mark by", f"{name} (95 %)"), 1, tuple(_mark(one.marks if one else None) for one in found))
+        cells = tuple(
+            _mark(one.marks if one else None, quality.prompts) for one, quality in zip(found, told, strict=True)
         )
-        prompts = tuple(f"{one.marks.prompts:,}" if one else "0" for one in found)
-        columns.append(Cells(("prompts", "judged"), 5, prompts))
+        columns.append(Cells(("mark by", f"{name} (95 %)"), 1, cells))
     kept = [column for column in columns if column.rank in (0, 6) or not {*column.cells} <= {NONE, "0"}]
     return [Table("quality", "marks from 1 to 5, a mean over prompts", tuple(kept), _note(told, judges))]
 
@@ -56,27 +54,39 @@ def _note(told: Iterable[Quality], judges: list[str]) -> str | None:
     means = [mean for quality in told for mean in (quality.human, *(judged.marks for judged in quality.judges))]
     if any(mean.mean is not None and not mean.firm for mean in means):
         notes.append(f"~ stands on fewer than {LEAST_PROMPTS} prompts")
+    notes += _missing(told)
     absent = dict.fromkeys(mean.not_told for mean in means if mean.not_told and mean.marks)
     notes += [f"{NONE}: {why}" for why in absent if why]
     outdated = sum(quality.outdated for quality in told)
     if outdated:
         notes.append(f"{count(outdated, 'mark')} of answers that have since been given again count nowhere")
     if any(quality.checks and quality.checks.undecided for quality in told):
-        notes.append("checks whose regular expression took too long on an answer count as not passed")
+        notes.append("checks whose regular expression took too long, or failed, on an answer count as not passed")
     return "; ".join(notes) or None
 
 
-def _mark(mean: Mean | None) -> str:
+def _missing(told: Iterable[Quality]) -> Iterator[str]:
+    """Of whose means some prompts are missing: what has no mark may well be what is worst."""
+    for quality in told:
+        for by, mean in (("people", quality.human), *((judged.judge, judged.marks) for judged in quality.judges)):
+            if mean.mean is not None and mean.prompts < quality.prompts:
+                left = quality.prompts - mean.prompts
+                yield f"{plain(quality.model)}: no mark by {plain(by)} for {left} of {quality.prompts} prompts"
+
+
+def _mark(mean: Mean | None, prompts: int) -> str:
+    """With the prompts that it stands on: a mean whose number is left out for want of room would be worth nothing."""
     if mean is None or mean.mean is None:
         return NONE
-    return f"{'' if mean.firm else '~'}{mean.mean:.2f}{_between(mean.interval_95)}"
+    n = f"n {mean.prompts:,}" + (f" of {prompts:,}" if mean.prompts < prompts else "")
+    return f"{'' if mean.firm else '~'}{mean.mean:.2f}{_between(mean.interval_95)} {n}"
 
 
 def _passed(checks: Checked | None) -> str:
     if checks is None:
         return NONE
     low, high = checks.interval_95
-    return f"{checks.passed:,} of {checks.of:,} ({100 * low:.0f} to {share(high)})"
+    return f"{checks.passed:,} of {checks.of:,} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
 def _between(reach: Range | None) -> str:
@@ -89,8 +99,12 @@ def findings(summary: Summary) -> list[Finding]:
     return [_judge(summary, judge) for judge in judges]
 
 
+_HEADINGS = ("answers of", "both marked", "equal", "within 1", "judge − people", "weighted kappa (95 %)", "because")
+
+
 def _judge(summary: Summary, judge: str) -> Finding:
     rows: list[Row] = []
+    headings: tuple[str, ...] = _HEADINGS
     overall = [found for found in summary.agreements if found.judge == judge]
     each = [found for quality in summary.quality for found in quality.agreements if found.judge == judge]
     for found in [*overall, *(each if len(each) > 1 else [])]:
@@ -98,10 +112,8 @@ def _judge(summary: Summary, judge: str) -> Finding:
     said = [(quality, one) for quality in summary.quality for one in quality.judges if one.judge == judge]
     notes = [note for quality, one in said if (note := _oddities(quality.model, one))]
     if not overall:
-        why = "no answer has a mark of both, so nobody can say what this judge's are worth"
-        rows.append((ALL, "0", NONE, NONE, NONE, NONE, why))
+        headings, rows = ("answers of", "both marked", "because"), [(ALL, "0", "nobody knows what its marks are worth")]
     notes += [f"{plain(one.judge)} judges answers of its own here" for _, one in said if one.itself]
-    headings = ("answers of", "both marked", "equal", "within 1", "above people", "weighted kappa (95 %)", "because")
     return Finding(judge, "as a judge, against people", headings, tuple(rows), tuple(notes))
 
 

@@ -13,6 +13,7 @@ Figures have three significant digits. Keys are sorted, levels and models are in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,8 @@ def document(summary: Summary, facts: Mapping[str, Any]) -> dict[str, Any]:
         "seed": facts.get("seed"),
         "request": _without(scenario.get("request"), "headers"),
         "prompts": [_without(prompt, "file") for prompt in scenario.get("prompts") or ()],
-        "machine": {name: environment.get(name) for name in ("cpu", "cores", "machine", "os")},
+        "machine": {name: environment.get(name) for name in ("cpu", "cores", "machine")}
+        | {"os": _plain_os(environment.get("os"))},
         "engine": {
             "title": endpoint.get("title"),
             "embedded": endpoint.get("embedded"),
@@ -70,6 +72,11 @@ def document(summary: Summary, facts: Mapping[str, Any]) -> dict[str, Any]:
             "levels": [_timings(level) for level in summary.levels],
         },
     }
+
+
+def _plain_os(told: str | None) -> str | None:
+    """The system's name without its kernel's build, which every update changes: Linux-6.18 of Linux-6.18.44-fc-…"""
+    return None if told is None else re.sub(r"^(Linux-\d+\.\d+)\S*", r"\1", told)
 
 
 def _without(found: Mapping[str, Any] | None, *names: str) -> dict[str, Any]:

@@ -23,10 +23,12 @@ def milliseconds(value: float | None) -> str:
 
 
 def octets(value: float | None) -> str:
-    """A memory size with its binary unit: 512 MiB, 1.25 GiB."""
+    """A memory size with its binary unit: 446 KiB, 512 MiB, 1.25 GiB."""
     if value is None:
         return NONE
     size, unit = (value / 2**20, "MiB") if abs(value) < 1000 * 2**20 else (value / 2**30, "GiB")
+    if 0 < abs(value) < 2**20:
+        size, unit = value / 2**10, "KiB"
     return f"{size:,.0f} {unit}" if abs(size) >= 100 else f"{size:.3g} {unit}"
 
 
