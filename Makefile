@@ -1,19 +1,34 @@
 # Two commands do all the set-up and the work on a fresh machine with Python 3.11 or later:
 #   make run     measure an embedded Foundry Local with a synthetic model, offline, and report
+#   make compare BASE=results/A NEW=results/B   what has changed between two runs, or groups of runs
+#   make nightly                 every scenario in scenarios/nightly, and one page about the night (docs/nightly.md)
+#   make clean-results KEEP=30   removes all but the last runs and nights, and what results/baseline names
 #   make test    style, types and tests (`make coverage`: with their coverage, which takes much longer)
 # And for developers: `make docs` writes what is made from the code (JSON Schemas, the README's tables), `make bench` says
 # what the client costs and how far its stamps are off, beside other clients (ARGS=--write: into bench/RESULTS.md);
-# `make bench-saturation` holds the capacity verdict and the search against servers whose truth is known, 20 times each.
+# `make bench-saturation` holds the capacity verdict and the search against servers whose truth is known, 20 times each;
+# `make bench-compare` how often `loadbench compare` cries wolf, and how often it finds what is 20 % slower.
 PYTHON ?= python3
 SCENARIO ?= scenarios/edge.yaml
+NIGHTLY ?= scenarios/nightly
+KEEP ?= 30
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test coverage lint docs bench bench-saturation clean
+.PHONY: run compare nightly clean-results test coverage lint docs bench bench-saturation bench-compare clean
 
 run: $(VENV)/.run
 	$(BIN)/loadbench run $(SCENARIO) $(ARGS)
+
+compare: $(VENV)/.run
+	$(BIN)/loadbench compare $(BASE) -- $(NEW) $(ARGS)
+
+nightly: $(VENV)/.run
+	$(BIN)/loadbench nightly $(NIGHTLY) $(ARGS)
+
+clean-results: $(VENV)/.run
+	$(BIN)/loadbench clean --keep $(KEEP) $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
@@ -34,6 +49,9 @@ bench: $(VENV)/.dev
 
 bench-saturation: $(VENV)/.dev
 	$(BIN)/python bench/saturation.py $(ARGS)
+
+bench-compare: $(VENV)/.dev
+	$(BIN)/python bench/compare.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

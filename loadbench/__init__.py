@@ -10,7 +10,8 @@ One path, five rooms::
      stage  shapes          models  foundry     client  exchange           stats  summary        markdown  tables
      prompts  arrivals      synthetic  fake     sse  recorder  merge       cautions  slo  road   live  frame  plan
      plan  units            memory  probe       crew  worker  pulse        saturation  search    findings
-                            state  recovery                                verdict  sentences
+                            state  recovery                                verdict  sentences   figures  html
+                                                                           candidates  energy    decision
 
     records.py   Prompt, Request, Sample, the loads and the level: the plain things that move
     outcomes.py  what can happen to a request, with pattern and advice, in one table
@@ -19,11 +20,24 @@ One path, five rooms::
     files.py     writes a file whole
     platform.py  what differs between operating systems
     runner.py    the order of things; course.py decides what is measured next, journal.py keeps run.json
+    lineup.py    the models of a run: found, downloaded, loaded, unloaded, failed; keep_warm.py has one not fall asleep
     vigil.py     watches the target's memory beside the run; aftermath.py sees to a target that has died
+    stall.py     ends a level whose target has stopped for ever
     afresh.py    a process of its own for each rung of a memory ladder
     progress.py  tells the live view where the run is
     calibrate.py what the client can take on this machine, and how far its stamps are off
-    cli.py       words and exit codes
+    quality_answers.py asks prompts whose answers are to be marked; quality_mark.py walks a person through them,
+                 quality_judge.py has a second model mark them, quality_cli.py is the command
+    checklist.py asks, for check --probe, whether a run would work, and has a cure for each answer that is no
+    chronicle.py notes every run in the history of its results folder, with the commit; trend_cli.py is the command
+                 trend
+    nightly.py   runs every scenario of a folder in a process of its own; clean_cli.py removes old runs
+    models_cli.py  the command models: list, pull, load, unload, add, rm
+    repeats.py   the same run several times, and the report of such a group
+    compare_cli.py the command compare: which runs are the base, which are new, and the exit code
+    cli.py       words and exit codes; commands.py what several commands have in common
+    api.py       a run as numpy arrays, histograms and dataclasses, for programs and notebooks; api_run.py runs a
+                 scenario for them. The package's public names are theirs, imported when they are first asked for
 
 Left of the run directory the program measures and never summarises; right of it it summarises and never sends.
 A module imports only from its own room, rooms to its left and the plain modules, which are the first six below the
@@ -31,4 +45,44 @@ picture; the others below it stand above all.
 ``tests/test_house.py`` walks the imports and holds this picture true.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loadbench.analysis.summary import Summary
+    from loadbench.api import Histogram, Run, RunLevel, Samples, load_run, load_runs
+    from loadbench.api_run import run
+    from loadbench.errors import LoadbenchError, TargetError, UsageError
+
 __version__ = "0.1.0"
+__all__ = [
+    "Histogram",
+    "LoadbenchError",
+    "Run",
+    "RunLevel",
+    "Samples",
+    "Summary",
+    "TargetError",
+    "UsageError",
+    "__version__",
+    "load_run",
+    "load_runs",
+    "run",
+]
+
+_HOMES = {
+    **dict.fromkeys(("Histogram", "Run", "RunLevel", "Samples", "load_run", "load_runs"), "loadbench.api"),
+    **dict.fromkeys(("LoadbenchError", "TargetError", "UsageError"), "loadbench.errors"),
+    "Summary": "loadbench.analysis.summary",
+    "run": "loadbench.api_run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

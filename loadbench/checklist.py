@@ -19,7 +19,7 @@ from loadbench.aftermath import CANARY, first_ms
 from loadbench.engine.client import Client
 from loadbench.engine.exchange import Wire
 from loadbench.errors import TargetError
-from loadbench.lineup import UNLOAD_PAUSE_S, UNLOAD_TRIES, wire_of
+from loadbench.lineup import wire_of
 from loadbench.outcomes import OUTCOMES, classify
 from loadbench.records import Request, Sample
 from loadbench.report.checklist import Item, Mark, Telling
@@ -28,8 +28,10 @@ from loadbench.runner import open_target, sent_headers
 from loadbench.scenario.load import Loaded
 from loadbench.scenario.schema import PROBE_TOKEN_VARIABLE
 from loadbench.scenario.variables import key_headers
+from loadbench.target.catalogue import begun
+from loadbench.target.control import UNANSWERED
 from loadbench.target.dialects import read_models
-from loadbench.target.foundry import cache_dir, catalogue_dir
+from loadbench.target.foundry import cache_dir
 from loadbench.target.memory_figures import MemoryFigures
 from loadbench.target.models import ModelInfo, Resolved, list_catalogue, match
 from loadbench.target.probe_client import RemoteMemory
@@ -48,11 +50,15 @@ WHOLE = frozenset({"protocol", "stream_error", "truncated", "empty", "http_4xx",
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much memory a model can still take, and whose; ``absent`` says why that cannot be told."""
+    """How much memory a model can still take, and whose; ``absent`` says why that cannot be told.
+
+    Of ``limit_bytes`` a cgroup counts ``others_bytes`` as used: page cache, which makes room, or other processes.
+    """
 
     free_bytes: int | None = None
     gpu_free_bytes: int | None = None
     limit_bytes: int | None = None
+    others_bytes: int = 0
     absent: str | None = None
 
 
@@ -75,7 +81,7 @@ class Checklist:
             if not self._scenario.embedded:
                 self._say("looking for it elsewhere")
                 cure = await cure_of(self._scenario.endpoint, error, self._headers)
-            self._put("answers", "no", str(error), cure)
+            self._put("answers", "no", str(error).partition(": is ")[0], cure)  # what it asks the cure has found out
             return
         try:
             ours = ", started for this check" if target.foundry is not None else ""
@@ -95,8 +101,8 @@ class Checklist:
 
     def _leave(self, *questions: str, because: str) -> None:
         """What cannot be told any more."""
-        for question in questions:
-            self._put(question, "unknown", because)
+        self._say(None)
+        self._telling.tell(*(Item(self._asked, question, "unknown", because) for question in questions))
 
     async def _ask_probe(self) -> None:
         figures, error = await self._figures_from_probe()
@@ -183,10 +189,10 @@ class Checklist:
             known = "" if size_bytes is None else f"its {octets(size_bytes)} are there: "
             self._put("disk", "none", f"{known}nothing is to be downloaded")
             return True
-        begun_bytes = sum(map(folder_bytes, catalogue_dir(cache_dir()).glob(f"*/{model.id.replace(':', '-')}")))
+        begun_bytes = sum(map(folder_bytes, begun(cache_dir(), model.id)))
         free_bytes = shutil.disk_usage(_existing(cache_dir())).free
-        begun = f", {octets(begun_bytes)} of which have come before it broke off" if begun_bytes else ""
-        told = f"a run downloads its {octets(size_bytes)} first{begun}; {octets(free_bytes)} are free"
+        come = f", {octets(begun_bytes)} of which have come before it broke off" if begun_bytes else ""
+        told = f"a run downloads its {octets(size_bytes)} first{come}; {octets(free_bytes)} are free"
         fetch = f"`loadbench models pull {self._asked}` fetches it beforehand, and goes on where a download stalled"
         if size_bytes is None:
             self._put("disk", "unknown", told, fetch)
@@ -204,12 +210,12 @@ class Checklist:
             self._put("memory", "yes", "it is loaded; what its streams take comes on top")
             return True
         room = await self._room(target)
-        free_bytes, whose = room.free_bytes, "free there"
+        free_bytes, whose, others_bytes = room.free_bytes, "free there", 0
         cure = "end what else takes memory, or choose a smaller model or variant"
         if info is not None and info.device == "GPU" and room.gpu_free_bytes is not None:
             free_bytes, whose = room.gpu_free_bytes, "free on its GPU"
         elif room.limit_bytes is not None and (free_bytes is None or room.limit_bytes < free_bytes):
-            free_bytes, whose = room.limit_bytes, "left of its limit"
+            free_bytes, whose, others_bytes = room.limit_bytes, "left of its limit", room.others_bytes
             cure = "raise memory_limit, or whatever else limits the service, or choose a smaller model or variant"
         if size_bytes is None:
             self._put("memory", "unknown", "nobody says how large the model is")
@@ -221,10 +227,11 @@ class Checklist:
         told = f"{octets(size_bytes)} on disk; {octets(free_bytes)} {whose}"
         if free_bytes < size_bytes:
             self._put("memory", "no", told, cure)
-        elif free_bytes < PACKED * size_bytes:
-            self._put("memory", "unknown", f"{told}; loaded it may take twice its size", cure)
+        elif free_bytes - others_bytes < PACKED * size_bytes:
+            cached = f", {octets(others_bytes)} of it page cache or other processes'" if others_bytes else ""
+            self._put("memory", "unknown", f"{told}{cached}; loaded it may take twice its size", cure)
         else:
-            self._put("memory", "yes", told)
+            self._put("memory", "yes", f"{told}: it fits by its size on disk alone, without its streams")
         return free_bytes >= size_bytes
 
     async def _room(self, target: Target) -> Room:
@@ -237,13 +244,11 @@ class Checklist:
             figures, error = await asyncio.to_thread(watch.read, everything=True), None
         if figures is None:
             return Room(absent=error)
-        limits = []
-        if figures.cgroup_limit_bytes is not None:
-            limits.append(figures.cgroup_limit_bytes - (figures.cgroup_current_bytes or 0))
-        if self._scenario.memory_limit_bytes is not None:
-            limits.append(self._scenario.memory_limit_bytes - (figures.rss_bytes or 0))
+        held_bytes, cgroup = figures.rss_bytes or 0, figures.cgroup_limit_bytes
+        limits = [limit - held_bytes for limit in (cgroup, self._scenario.memory_limit_bytes) if limit is not None]
+        others_bytes = 0 if cgroup is None else max(0, (figures.cgroup_current_bytes or 0) - held_bytes)
         gpus = [g.total_bytes - (g.used_bytes or 0) for g in figures.gpus if g.total_bytes is not None]
-        return Room(figures.available_bytes, max(gpus, default=None), min(limits, default=None))
+        return Room(figures.available_bytes, max(gpus, default=None), min(limits, default=None), others_bytes)
 
     async def _ask_load(self, target: Target, model: Resolved) -> Resolved | None:
         """Load it where it is not; None where that fails."""
@@ -256,9 +261,11 @@ class Checklist:
             loaded = await target.load(model)
         except TargetError as error:
             self._put("loads", "no", _short(error, model.id), self._cure_of_load(target, model, error))
+            if target.foundry is None and UNANSWERED in str(error):
+                await asyncio.shield(self._unload(target, model, loading=True))
             return None
         except asyncio.CancelledError:  # it may be there in a moment
-            await asyncio.shield(self._unload(target, model))
+            await asyncio.shield(self._unload(target, model, loading=target.foundry is None))
             raise
         if loaded.load_ms is not None:
             self._put("loads", "yes", f"cold in {milliseconds(loaded.load_ms)}; unloaded again after this check")
@@ -273,7 +280,7 @@ class Checklist:
         outcome = classify(text, "")
         if outcome == "out_of_memory":
             return "end what else takes memory, unload other models, or choose a smaller one, or another variant"
-        if "no answer within" in text:
+        if UNANSWERED in text:
             return "a cold load takes that long, or hangs: load it by hand and repeat this check"
         if target.foundry is not None and not target.foundry.alive():
             return f"the service died of it: its log is {target.foundry.log}"
@@ -318,21 +325,17 @@ class Checklist:
             return "the service hangs or is busy: start it anew, or raise deadlines.first_token"
         return _advice(sample)
 
-    async def _unload(self, target: Target, model: Resolved) -> None:
+    async def _unload(self, target: Target, model: Resolved, *, loading: bool = False) -> None:
         """Leave the service as it was found; a service of ours ends with what it has loaded, if this was the last."""
         if target.foundry is not None and (len(self._scenario.models) == 1 or not target.foundry.alive()):
             return
         self._say(f"unloading {model.id}")
-        for _ in range(UNLOAD_TRIES):
-            try:
-                await target.unload(model)
-                self._say(None)
-                return
-            except TargetError as error:
-                said = str(error)
-                await asyncio.sleep(UNLOAD_PAUSE_S)
-        instead = target.endpoint.dialect.instead.get("unload", "start the service anew").format(name=model.id)
-        self._put("unloads", "no", said, instead)
+        try:
+            await target.unload_patiently(model, loading=loading)
+        except TargetError as error:
+            instead = target.endpoint.dialect.instead.get("unload", "start the service anew").format(name=model.id)
+            self._put("unloads", "no", _short(error, model.id), instead)
+        self._say(None)
 
 
 async def check_all(loaded: Loaded, *, as_json: bool) -> int:

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import shlex
-import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Any, get_args
 
 import click
 
 from loadbench import __version__
+from loadbench.commands import INTERRUPTED, load, repeat_command, run_in_loop, scenario_options
 from loadbench.errors import LoadbenchError, UsageError
 from loadbench.records import Find
+from loadbench.report.asked import gate_options
 
-if TYPE_CHECKING:
-    from loadbench.scenario.load import Loaded
-
-INTERRUPTED = 130
 ELSEWHERE = {
-    "fake": ("loadbench.target.fake_cli", "fake_command"),
-    "probe": ("loadbench.target.probe_cli", "probe_command"),
+    "clean": ("loadbench.clean_cli", "clean_command", "Remove all but the last runs and nights from the results."),
+    "compare": (
+        "loadbench.compare_cli",
+        "compare_command",
+        "Tell whether new runs are slower or faster than old ones.",
+    ),
+    "fake": ("loadbench.target.fake_cli", "fake_command", "Serve the scripted endpoint, which answers as it is told."),
+    "models": ("loadbench.models_cli", "models_command", "List, fetch, load and register models."),
+    "nightly": ("loadbench.nightly", "nightly_command", "Run every scenario of a folder, and compare with last night."),
+    "probe": (
+        "loadbench.target.probe_cli",
+        "probe_command",
+        "Serve the memory figures of the model's host, read-only.",
+    ),
+    "quality": (
+        "loadbench.quality_cli",
+        "quality_command",
+        "Gather answers of models, and find out how good they are.",
+    ),
+    "trend": ("loadbench.trend_cli", "trend_command", "Show what figures did from run to run, and where they changed."),
 }
-"""Commands of their own modules, imported when they are asked for: no other should pay for that."""
-T = TypeVar("T")
+"""Commands of their own modules, imported when they are asked for, and not to be listed: --help would take a second."""
 
 
 class _Commands(click.Group):
@@ -40,9 +53,16 @@ class _Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in ELSEWHERE:
             return super().get_command(context, name)
-        module, command = ELSEWHERE[name]
+        module, command, _ = ELSEWHERE[name]
         found: click.Command = getattr(import_module(module), command)
         return found
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        room = formatter.width - 6 - max(map(len, self.list_commands(context)))
+        told = {name: text for name, (_, _, text) in ELSEWHERE.items()}
+        told |= {name: command.get_short_help_str(room) for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(told.items()))
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -73,25 +93,6 @@ def main() -> None:
     """
 
 
-def _scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = (
-        click.argument("scenario", type=click.Path(path_type=Path)),
-        click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change any key: stages.0.duration=5s"),
-        click.option("--endpoint", metavar="URL", help="Base URL of the API, or embedded."),
-        click.option("--model", "models", multiple=True, metavar="NAME", help="Model to measure; may be repeated."),
-        click.option("--concurrency", metavar="N,N,…", help="One closed-loop stage: 1,2,4 or 1..64."),
-        click.option("--rate", metavar="N/s", help="One open-loop stage: 2/s, 1/s,4/s or 1/s..32/s."),
-        click.option("--duration", metavar="TIME", help="Duration of every level; drops min_requests."),
-        click.option("--requests", type=int, metavar="N", help="Stop every level after so many."),
-        click.option("--seed", type=int, help="Everything random comes from it."),
-        click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent with every request."),
-        click.option("--memory-limit", metavar="SIZE", help="Most memory of the embedded service: 2GiB."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 _find_option = click.option(
     "--find",
     type=click.Choice(get_args(Find)),
@@ -99,33 +100,28 @@ _find_option = click.option(
 )
 
 
-def _load(options: dict[str, Any], find: Find | None = None) -> Any:
-    from loadbench.scenario.load import Overrides, load_scenario
-
-    if find is not None:
-        _fit_search(find, options)
-    path = options.pop("scenario")
-    return load_scenario(path, Overrides(**options), os.environ)
+_weights_option = click.option(
+    "--weights",
+    metavar="NAME=N,…",
+    help="Rank the models by weighted criteria: ttft=3,quality=2,memory=1.",
+)
 
 
-def _fit_search(find: Find, options: dict[str, Any]) -> None:
-    """Refuse the flags that a search would have to ignore."""
-    ours, other = ("concurrency", "rate") if find == "max-concurrency" else ("rate", "concurrency")
-    bounds = "1..64" if find == "max-concurrency" else "1/s..32/s"
-    if (given := options[other]) is not None:
-        raise UsageError(f"--{other}: expected --{ours} {bounds}, or neither, beside --find {find}, got {given}")
-    if (given := options[ours]) is not None and not ("," in given or ".." in given):
-        raise UsageError(f"--{ours}: expected two loads to search between, {bounds}, beside --find {find}, got {given}")
-    if (given := options["requests"]) is not None:
-        raise UsageError(f"--requests: expected none beside --find, whose probes take what the SLO needs, got {given}")
+def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Files that are written when asked for, and what is asserted; as ``write_report`` takes them."""
+    stable = click.option("--stable", is_flag=True, help="Also write stable.json and stable.md, for version control.")
+    about = "Also write benchmark_report.json and .md, as the Foundry Local workshop has them."
+    return gate_options(stable(click.option("--format", "form", type=click.Choice(["workshop"]), help=about)(command)))
 
 
 @main.command()
-@_scenario_options
+@scenario_options
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the results; new or empty.")
 @_find_option
 @click.option("--workers", metavar="N|auto", default="1", show_default=True, help="Load processes.")
 @click.option("--i-own-the-target", is_flag=True, help="Let a memory ladder load it until it fails, though not ours.")
+@_weights_option
+@_file_options
 @click.option("--quiet", is_flag=True, help="Show nothing but errors and the last lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout, and nothing else there.")
 def run(
@@ -133,37 +129,41 @@ def run(
     find: Find | None,
     workers: str,
     i_own_the_target: bool,
+    weights: str | None,
+    stable: bool,
+    form: str | None,
+    gates: Any,
     quiet: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Run SCENARIO and report what happened.
 
-    A bearer key for an endpoint comes from OPENAI_API_KEY or --header; it is sent and never stored. Ctrl-C once
-    finishes what is in flight and writes the results; twice quits.
+    A bearer key for an endpoint comes from OPENAI_API_KEY, API_KEY or --header; it is sent and never stored. Ctrl-C
+    once finishes what is in flight and writes the results; twice quits.
 
     Exit codes: 0 done, 2 usage or scenario, 3 endpoint or model not servable, 93 target died, 94 result invalid,
-    99 SLO missed, 130 interrupted.
+    99 SLO or gate missed, 130 interrupted.
     """
-    from loadbench.report.live import choose_view
-    from loadbench.runner import Order, Run
+    from loadbench.chronicle import Chronicle
+    from loadbench.repeats import run_all
+    from loadbench.runner import Order
+    from loadbench.scenario.variables import key_headers
 
-    loaded = _load(options, find)
-    key = os.environ.get("OPENAI_API_KEY")
+    weighed, loaded = _weights(weights), load(options, find)
     order = Order(
         loaded=loaded,
         results=Path("results"),
         out=out,
-        command=_repeat_command(loaded),
-        headers={"Authorization": f"Bearer {key}"} if key else {},
+        command=repeat_command(loaded),
+        headers=key_headers(os.environ),
         workers=_workers(workers),
         find=find,
         i_own_the_target=i_own_the_target,
     )
-    view = choose_view(quiet=quiet, keep=not sys.stdout.isatty())
-    the_run = Run(order, view)
-    _run_in_loop(the_run.execute, the_run.stop)
-    raise SystemExit(_tell(the_run.folder, quiet=quiet, as_json=as_json))
+    told: dict[str, Any] = {"quiet": quiet, "as_json": as_json, "weights": weighed, "stable": stable, "form": form}
+    told["gates"], told["note"] = gates, Chronicle(order.results).note
+    raise SystemExit(run_all(order, run_in_loop, partial(_tell, **told), quiet=quiet, as_json=as_json))
 
 
 @main.command()
@@ -171,9 +171,31 @@ def run(
 @click.option("--quiet", is_flag=True, help="Write the files and show only the last lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout, and nothing else there.")
 @click.option("--hgrm", is_flag=True, help="Also write percentile distributions for HdrHistogram's plotters.")
-def report(directory: Path, quiet: bool, as_json: bool, hgrm: bool) -> None:
+@click.option("--figures", "pictures", is_flag=True, help="Also write the core figures as SVG files.")
+@_weights_option
+@_file_options
+@click.option(
+    "--export",
+    "exports",
+    type=click.Choice(["prometheus", "otlp"]),
+    multiple=True,
+    help="Also write metrics.prom for Prometheus' textfile collector, or send metrics to OpenTelemetry.",
+)
+def report(directory: Path, quiet: bool, as_json: bool, weights: str | None, **files: Any) -> None:
     """Make every number of DIRECTORY again from its samples, and show them. Exits as the run did."""
-    raise SystemExit(_tell(directory, quiet=quiet, as_json=as_json, hgrm=hgrm))
+    from loadbench.repeats import report_all
+
+    tell = partial(_tell, quiet=quiet, as_json=as_json, weights=_weights(weights), **files)
+    raise SystemExit(report_all(directory, tell, quiet=quiet, as_json=as_json))
+
+
+def _weights(text: str | None) -> dict[str, float] | None:
+    """``--weights``, read before anything is measured."""
+    if text is None:
+        return None
+    from loadbench.analysis.ranking import weights_of
+
+    return weights_of(text)
 
 
 def _workers(text: str) -> int | None:
@@ -185,36 +207,56 @@ def _workers(text: str) -> int | None:
     return int(text)
 
 
-def _tell(directory: Path, *, quiet: bool, as_json: bool, hgrm: bool = False) -> int:
+def _tell(directory: Path, *, quiet: bool, as_json: bool, weights: Any, note: Any = None, **files: Any) -> int:
+    """``files``: those that were asked for, as ``write_report`` takes them. ``note`` keeps what came of a new run."""
     from loadbench.analysis.verdict import exit_code, why
+    from loadbench.report import github
     from loadbench.report.console import print_report
     from loadbench.report.write import summary_json, write_report
 
-    summary = write_report(directory, hgrm=hgrm)
+    if note is not None and files.get("gates"):
+        files["gates"].keep(directory)
+    summary = write_report(directory, weights=weights, **files)
     if as_json:
         sys.stdout.buffer.write(summary_json(summary))
     else:
-        print_report(summary, directory, quiet=quiet)
+        with github.verbatim():
+            print_report(summary, directory, quiet=quiet)
     code = exit_code(summary)
+    github.tell(summary, code, err=as_json)
     if code not in (0, INTERRUPTED):
         click.echo(f"loadbench: {why(summary, code)}", err=True)
+    if note is not None:
+        note(directory, summary, code)
     return code
 
 
 @main.command()
-@_scenario_options
+@scenario_options
 @_find_option
-def check(find: Find | None, **options: Any) -> None:
-    """Validate SCENARIO without any traffic and print its plan: levels, requests, estimated time."""
+@click.option("--probe", is_flag=True, help="Ask the endpoint and its models whether a run would work.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answers of --probe as JSON, and nothing else.")
+def check(find: Find | None, probe: bool, as_json: bool, **options: Any) -> None:
+    """Validate SCENARIO without any traffic and print its plan: levels, requests, estimated time.
+
+    With --probe it is a checklist instead: does the endpoint answer, is every model there, does it fit, load, answer,
+    stream, count tokens; if not, what to do. Exit codes: 0 nothing is amiss, 2 usage or scenario, 3 something is.
+    """
     from loadbench.report.plan import print_plan
 
-    loaded = _load(options, find)
-    if find is None:
-        print_plan(loaded)
-        return
-    from loadbench.course import sought
+    if as_json and not probe:
+        raise UsageError("--json: expected --probe beside it, got none")
+    loaded, search = load(options, find), None
+    if find is not None:
+        from loadbench.course import sought
 
-    print_plan(loaded, search=sought(find, loaded).plan())
+        search = sought(find, loaded).plan()
+    if not probe:
+        print_plan(loaded, search=search)
+        return
+    from loadbench.checklist import check_all
+
+    raise SystemExit(run_in_loop(lambda: check_all(loaded, as_json=as_json), None))
 
 
 @main.command()
@@ -233,9 +275,9 @@ def calibrate(scenario: Path | None, seconds: float, as_json: bool) -> None:
     from loadbench.report.calibration import print_calibration
     from loadbench.report.live import choose_view
 
-    loaded = None if scenario is None else _load({"scenario": scenario})
+    loaded = None if scenario is None else load({"scenario": scenario})
     view = choose_view()
-    found = _run_in_loop(lambda: measure(loaded, seconds, view), None)
+    found = run_in_loop(lambda: measure(loaded, seconds, view), None)
     if as_json:
         click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     else:
@@ -251,7 +293,7 @@ def schema() -> None:
 
 
 @main.command()
-@click.option("--model", "models", multiple=True, default=("auto",), metavar="NAME", help="synthetic:NAME or a folder.")
+@click.option("--model", "models", multiple=True, default=("auto",), metavar="NAME", help="As in a scenario.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=0, show_default="a free one", help="Port to listen on.")
 def serve(models: tuple[str, ...], host: str, port: int) -> None:
@@ -259,75 +301,24 @@ def serve(models: tuple[str, ...], host: str, port: int) -> None:
 
     Foundry Local knows neither keys nor TLS: beyond loopback whoever reaches the port may use it.
     """
+    from loadbench.report.models import Download
     from loadbench.target.target import Target
 
     async def serve_models() -> None:
         target = await Target.embedded(models, "serve", host=host, port=port)
         try:
             for asked in models:
-                model = await target.load(await target.resolve(asked))
+                model = await target.resolve(asked)
+                with Download(model.id, None) as view:
+                    await target.pull(asked, view.advance, say=view.say)
+                model = await target.load(model)
                 click.echo(f"{model.base_url}  {model.id}")
             await target.ended()
         finally:
             await target.close()
 
     with contextlib.suppress(SystemExit):
-        _run_in_loop(serve_models, None)
-
-
-def _run_in_loop(work: Callable[[], Coroutine[Any, Any, T]], stop: Callable[[str], bool] | None) -> T:
-    """Run it in the event loop. The first Ctrl-C or SIGTERM calls ``stop``; the second cancels, or where it says no."""
-    from loadbench.platform import run_in_loop
-
-    async def watched() -> T:
-        loop, task, asked = asyncio.get_running_loop(), asyncio.ensure_future(work()), False
-
-        def on_signal() -> None:
-            nonlocal asked
-            if stop is None or asked or not stop("interrupted"):
-                task.cancel()
-            asked = True
-
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # SIGHUP: the terminal was closed; Windows has none
-            if hasattr(signal, name):
-                _on_signal(loop, getattr(signal, name), on_signal)
-        return await task
-
-    try:
-        return run_in_loop(watched())
-    except asyncio.CancelledError:
-        raise SystemExit(INTERRUPTED) from None
-
-
-def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, call: Callable[[], None]) -> None:
-    try:
-        loop.add_signal_handler(number, call)
-    except NotImplementedError:  # Windows: only the main thread hears of it, between two byte codes
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(call))
-
-
-def _repeat_command(loaded: Loaded) -> str:
-    """The command line that repeats this run: no header's value, key or password in it, and no directory of its own."""
-    from loadbench.scenario.load import public_setting
-    from loadbench.scenario.redaction import redact_url
-
-    words, flag = ["loadbench"], ""
-    for word in sys.argv[1:]:
-        head, equals, value = word.partition("=")
-        if not (equals and head in ("--header", "--set", "--endpoint", "--out")):
-            head, equals, value = flag, "", word
-        flag = word if not equals else ""
-        if head == "--header":
-            value = f"{value.partition(':')[0]}: …"
-        elif head == "--set":
-            value = public_setting(value)
-        elif head == "--endpoint":
-            value = redact_url(value)
-        if "--out" not in (head, word):
-            words.append(head + equals + value if equals else value)
-    if loaded.endpoint_source == "FOUNDRY_LOCAL_ENDPOINT":
-        words += ["--endpoint", redact_url(loaded.scenario.endpoint)]
-    return shlex.join(words)
+        run_in_loop(serve_models, None)
 
 
 if __name__ == "__main__":

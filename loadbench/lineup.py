@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -21,18 +20,13 @@ from loadbench.engine.exchange import Wire
 from loadbench.errors import TargetError, UsageError
 from loadbench.journal import Journal
 from loadbench.progress import Watch
-from loadbench.report.words import clock, octets
+from loadbench.report.models import Pace
 from loadbench.scenario.load import Loaded
 from loadbench.scenario.plan import order_of_models
 from loadbench.scenario.schema import Scenario
+from loadbench.target.control import UNANSWERED
 from loadbench.target.models import Resolved
 from loadbench.target.target import Target
-
-SPEED_WINDOW_S = 10.0  # of a download: the runtime tells of pieces of 2 MiB
-
-UNLOAD_TRIES = 9
-UNLOAD_PAUSE_S = 0.25
-"""Foundry refuses while a session of an answer is still being taken down, some tenths of a second after its end."""
 
 T = TypeVar("T")
 
@@ -54,6 +48,7 @@ class Lineup:
         self._paths: dict[int, Path] = {}
         self._used = False
         self._ours = False
+        self._loading = False
 
     @property
     def several(self) -> bool:
@@ -92,8 +87,8 @@ class Lineup:
             await site.revive()
         model = await target.resolve(asked) if site.moved else self.models[place]
         self._step = "download"
-        said = Download(model.id, row["size_bytes"], self._watch.say)
-        row["downloaded_ms"] = await unless_stopped(crew, target.pull(asked, said, say=self._watch.note))
+        told = telling(model.id, row["size_bytes"], self._watch.say)
+        row["downloaded_ms"] = await unless_stopped(crew, target.pull(asked, told, say=self._watch.note))
         if row["downloaded_ms"] is not None:
             model = await target.resolve(asked)
             row.update(await self._known(target, place, model))
@@ -104,7 +99,14 @@ class Lineup:
         row["rss_idle_bytes"] = None if model.loaded else await site.vigil.rss_bytes()
         was_loaded, self._used = model.loaded, True
         # A service that is not ours goes on loading whoever leaves: what it loads for us is waited for, and unloaded.
-        loaded = await (target.load(model) if target.foundry is None else unless_stopped(crew, target.load(model)))
+        self._ours = self._loading = target.foundry is None and not model.loaded
+        site.model = model
+        try:
+            loaded = await (target.load(model) if target.foundry is None else unless_stopped(crew, target.load(model)))
+        except TargetError as error:
+            self._loading = self._loading and UNANSWERED in str(error)
+            raise
+        self._loading = False
         if loaded is None:
             return None
         site.model, self._ours = loaded, not was_loaded or loaded.load_ms is not None
@@ -124,22 +126,19 @@ class Lineup:
 
     async def leave(self, site: Site, place: int) -> None:
         """Unload what this run has loaded, where it has several models: two must not share the memory."""
-        ours, self._ours = self._ours, False
+        ours, loading, self._ours, self._loading = self._ours, self._loading, False, False
         if not ours or not self.several or site.gone or site.model is None:
             return
         foundry = site.target.foundry
         if foundry is not None and (site.crew.stop_reason is not None or not foundry.alive()):
             return  # it ends, or has ended, with all that it has loaded
         self._watch.say(f"unloading {site.model.id}")
-        for _ in range(UNLOAD_TRIES - 1):
-            with suppress(TargetError):
-                await site.target.unload(site.model)
-                break
-            await asyncio.sleep(UNLOAD_PAUSE_S)
-        else:
-            try:
-                await site.free()
-            except TargetError as error:
+        try:
+            await site.target.unload_patiently(site.model, loading=loading)
+        except TargetError as error:
+            if foundry is not None:
+                site.gone = True  # the next model has a process of its own
+            else:
                 self._row(place)["how"] = f"{self._row(place)['how']}; it stays loaded: {error}"
                 self._watch.note(f"{site.model.id} stays loaded: {error}")
         self._watch.say(None)
@@ -207,27 +206,10 @@ def wire_of(scenario: Scenario, target: Target, model: Resolved) -> Wire:
     )
 
 
-class Download:
-    """Tells of a download, percent by percent: how fast it is, and how long it still takes."""
-
-    def __init__(self, name: str, size_bytes: int | None, say: Callable[[str], None]) -> None:
-        self._name = name
-        self._size_bytes = size_bytes
-        self._say = say
-        self._marks: deque[tuple[float, float]] = deque()
-
-    def __call__(self, percent: float) -> None:
-        now_s, marks = monotonic(), self._marks
-        marks.append((now_s, percent))
-        while len(marks) > 2 and marks[1][0] < now_s - SPEED_WINDOW_S:
-            marks.popleft()
-        told = [f"downloading {self._name}", f"{percent:.0f} %"]
-        since_s, since = marks[0]
-        if now_s > since_s and percent > since:
-            speed = (percent - since) / (now_s - since_s)
-            told += [] if self._size_bytes is None else [f"{octets(self._size_bytes * speed / 100)}/s"]
-            told += [f"{clock((100 - percent) / speed)} left"]
-        self._say(" · ".join(told))
+def telling(name: str, size_bytes: int | None, say: Callable[[str], None]) -> Callable[[float], None]:
+    """What is called with the percents of a download, and tells of each."""
+    pace = Pace(size_bytes)
+    return lambda percent: say(" · ".join([f"downloading {name}", *pace.told(percent, monotonic())]))
 
 
 async def unless_stopped(crew: Crew, work: Awaitable[T]) -> T | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from time import perf_counter_ns
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loadbench.commands import given_headers
 from loadbench.errors import TargetError, UsageError
 
 if TYPE_CHECKING:
@@ -42,20 +44,6 @@ def _remote(required: bool = False) -> Callable[[Any], Any]:
     return wrap
 
 
-def _headers(given: tuple[str, ...]) -> dict[str, str]:
-    """Those given and, unless it is among them, the key that the environment has."""
-    from loadbench.scenario.variables import key_headers
-
-    named: dict[str, str] = {}
-    for text in given:
-        name, colon, value = (part.strip() for part in text.partition(":"))
-        if not (name and colon):
-            raise UsageError("--header: expected 'Name: value', got no colon after a name")
-        named[name] = value
-    ours = {} if "authorization" in map(str.lower, named) else key_headers(os.environ)
-    return ours | named
-
-
 def _run(work: Any) -> Any:
     from loadbench.platform import run_in_loop
 
@@ -71,7 +59,8 @@ async def _endpoint(url: str, headers: Mapping[str, str]) -> Endpoint:
 def _cannot(endpoint: Endpoint, verb: str, name: str) -> UsageError:
     """What its API has nothing for, and what does it instead."""
     instead = endpoint.dialect.instead.get(verb, "use its own tools on its host").format(name=name)
-    return UsageError(f"{endpoint.url}: the API of {endpoint.title} has nothing to {verb} a model: {instead}")
+    what = {"pull": "download", "rm": "delete"}.get(verb, verb)
+    return UsageError(f"{endpoint.url}: the API of {endpoint.title} cannot {what} a model: {instead}")
 
 
 @models_command.command("list")
@@ -89,7 +78,9 @@ def list_command(endpoint: str | None, headers: tuple[str, ...], as_json: bool) 
     from loadbench.report.models import as_json as row_as_json
     from loadbench.report.models import print_models, state
 
-    rows, notes = _run(_list_embedded() if endpoint is None else _list_remote(endpoint, _headers(headers)))
+    rows, notes = _run(
+        _list_embedded() if endpoint is None else _list_remote(endpoint, given_headers(headers, os.environ))
+    )
     if as_json:
         import orjson
 
@@ -106,7 +97,7 @@ Listed = tuple[list[tuple["ModelInfo", str | None]], list[str]]
 
 
 async def _list_embedded() -> Listed:
-    from loadbench.target.catalogue import Catalogue
+    from loadbench.target.catalogue import UNREACHABLE, Catalogue
     from loadbench.target.foundry import cache_dir
     from loadbench.target.models import ModelInfo
     from loadbench.target.register import Register
@@ -120,7 +111,7 @@ async def _list_embedded() -> Listed:
     catalogue = await Catalogue.read(cache)
     if not catalogue.reachable:
         past = "; listed is what it had before" if catalogue.variants else ""
-        notes.append(catalogue.unreachable + past)
+        notes.append(UNREACHABLE + past)
     rows += [(info, None) for info in sorted(catalogue.infos(), key=lambda info: (info.alias or "", info.id))]
     notes.append(f"made when asked for: {', '.join(f'synthetic:{name}' for name in SYNTHETIC)}")
     return rows, notes
@@ -176,7 +167,7 @@ def pull_command(
     """
     stall_s = _duration(stall)
     start = None if at is None else _next(at, datetime.now())
-    _run(_pull_all(names, endpoint, _headers(headers), start, stall_s))
+    _run(_pull_all(names, endpoint, given_headers(headers, os.environ), start, stall_s))
 
 
 def _duration(text: str) -> float:
@@ -202,11 +193,12 @@ async def _pull_all(
     from loadbench.report.words import clock
 
     if start is not None:
+        await _look(names, url, headers)
         left_s = (start - datetime.now()).total_seconds()
         click.echo(f"waiting until {start:%H:%M}, {clock(left_s)} from now; Ctrl-C ends that", err=True)
         while (left_s := (start - datetime.now()).total_seconds()) > 0:  # noqa: ASYNC110  the clock sets no event
             await asyncio.sleep(min(left_s, 30.0))  # a machine that was suspended finds the time gone by
-    one = await _puller(url, headers, stall_s)
+    one = await _puller(names, url, headers, stall_s)
     failures: list[TargetError] = []
     for name in names:
         try:
@@ -219,16 +211,42 @@ async def _pull_all(
         raise failures[0] if len(names) == 1 else TargetError(f"{len(failures)} of {len(names)} not downloaded")
 
 
-async def _puller(url: str | None, headers: Mapping[str, str], stall_s: float) -> Callable[[str], Awaitable[None]]:
-    """What downloads one model: here, or by the service at ``url``."""
+async def _look(names: Sequence[str], url: str | None, headers: Mapping[str, str]) -> None:
+    """Refuse now what could only be refused at that hour. A catalogue that cannot be reached now may be by then."""
+    from loadbench.target.catalogue import Catalogue
+    from loadbench.target.foundry import cache_dir
+    from loadbench.target.models import refuse_other_device
+    from loadbench.target.remote_pull import can_pull
+
+    if url is not None:
+        endpoint = await _endpoint(url, headers)
+        if not can_pull(endpoint):
+            raise _cannot(endpoint, "pull", names[0])
+        return
+    for name in names:
+        refuse_other_device(name)
+    catalogue = await Catalogue.read(cache_dir())
+    for name in names if catalogue.reachable else ():
+        catalogue.find(name)
+    if not catalogue.reachable:
+        click.echo("the model catalogue cannot be reached now: it is asked again at that hour", err=True)
+
+
+async def _puller(
+    names: Sequence[str], url: str | None, headers: Mapping[str, str], stall_s: float
+) -> Callable[[str], Awaitable[None]]:
+    """What downloads one model of these: here, or by the service at ``url``."""
     from loadbench.report.models import Download
     from loadbench.report.words import milliseconds, octets
     from loadbench.target.catalogue import Catalogue, download, patiently
     from loadbench.target.foundry import cache_dir
+    from loadbench.target.models import refuse_other_device
     from loadbench.target.register import folder_bytes
     from loadbench.target.remote_pull import can_pull, pull
 
     if url is None:
+        for name in names:
+            refuse_other_device(name)
         catalogue = await Catalogue.read(cache_dir())
 
         async def here(name: str) -> None:
@@ -261,7 +279,7 @@ async def _puller(url: str | None, headers: Mapping[str, str], stall_s: float) -
 @_remote(required=True)
 def load_command(name: str, endpoint: str | None, headers: tuple[str, ...]) -> None:
     """Load a model of the service at --endpoint; the embedded one lives as long as a run or `loadbench serve`."""
-    _run(_load(name, _needed(endpoint, "load", name), _headers(headers)))
+    _run(_load(name, _needed(endpoint, "load", name), given_headers(headers, os.environ)))
 
 
 @models_command.command("unload")
@@ -269,7 +287,7 @@ def load_command(name: str, endpoint: str | None, headers: tuple[str, ...]) -> N
 @_remote(required=True)
 def unload_command(name: str, endpoint: str | None, headers: tuple[str, ...]) -> None:
     """Unload a model of the service at --endpoint; the embedded one lives as long as a run or `loadbench serve`."""
-    _run(_unload(name, _needed(endpoint, "unload", name), _headers(headers)))
+    _run(_unload(name, _needed(endpoint, "unload", name), given_headers(headers, os.environ)))
 
 
 def _needed(endpoint: str | None, verb: str, name: str) -> str:
@@ -288,7 +306,8 @@ async def _load(name: str, url: str, headers: Mapping[str, str]) -> None:
     if endpoint.dialect.load is None:
         raise _cannot(endpoint, "load", name)
     model = await ensure_loaded(endpoint, await resolve(endpoint, name, headers=headers), headers=headers)
-    click.echo(f"{model.base_url}  {model.how}" + ("" if model.load_ms is not None else "; it was loaded"))
+    how = model.how.replace(" for this run", "")  # there is none
+    click.echo(f"{model.base_url}  {how}" + ("" if model.load_ms is not None else "; it was loaded"))
 
 
 async def _unload(name: str, url: str, headers: Mapping[str, str]) -> None:
@@ -326,13 +345,13 @@ def add_command(folder: Path, model_id: str) -> None:
 @_remote()
 def rm_command(name: str, endpoint: str | None, headers: tuple[str, ...]) -> None:
     """Forget a registered model, whose folder stays, or delete a downloaded one from the cache."""
-    _run(_remove(name) if endpoint is None else _remove_there(name, endpoint, _headers(headers)))
+    _run(_remove(name) if endpoint is None else _remove_there(name, endpoint, given_headers(headers, os.environ)))
 
 
 async def _remove(name: str) -> None:
     from loadbench.report.words import octets
     from loadbench.target.catalogue import Catalogue, remove
-    from loadbench.target.foundry import cache_dir
+    from loadbench.target.foundry import cache_dir, catalogue_dir
     from loadbench.target.register import Register, folder_bytes
 
     cache = cache_dir()
@@ -342,9 +361,14 @@ async def _remove(name: str) -> None:
         return
     if name.startswith("synthetic"):
         raise UsageError(f"{name}: synthetic models are made when asked for; they lie in {cache / 'synthetic'}")
-    info = (await Catalogue.read(cache)).find(name)
-    if info.path is None:
-        raise TargetError(f"{info.id}: expected a model that is registered or in the cache")
+    if (model_id := register.name_of(Path(name))) is not None:
+        raise UsageError(f"{name}: it is registered as {model_id}: `loadbench models rm {model_id}` forgets it")
+    info = None
+    if any(path.is_dir() for path in catalogue_dir(cache).glob("*/*")):
+        with suppress(TargetError):  # what nobody knows is not here either
+            info = (await Catalogue.read(cache)).find(name)
+    if info is None or info.path is None:
+        raise TargetError(f"{name}: neither registered nor in the cache; `loadbench models list` shows what is")
     size = folder_bytes(info.path)
     await remove(cache, info)
     click.echo(f"{info.id}: deleted from the cache, {octets(size)}")

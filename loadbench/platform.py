@@ -1,4 +1,4 @@
-"""What differs between operating systems: event loop, child processes, quick acknowledgements, open files.
+"""What differs between operating systems: event loop, child processes, quick acknowledgements, open files, locks.
 
 Linux is run here; the Windows and macOS sides are written from their documentation.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.metadata
+import os
 import signal
 import socket
 import subprocess
@@ -72,6 +73,27 @@ def raise_open_file_limit() -> None:
         wanted = 1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16)
         if soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+LOCKED_AT = 1 << 30
+"""The byte that is locked on Windows, far beyond the end of any of our files: what is locked cannot be read there."""
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock on an open file unless another has it. It is gone with who holds it, however that ends."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, LOCKED_AT, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # Linux and macOS; Windows
+        return False
+    return True
 
 
 def apart() -> dict[str, Any]:

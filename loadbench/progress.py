@@ -100,11 +100,14 @@ class Watch:
         """The level is over: its line keeps its figures as a whole until the report has better ones."""
         assert self.shard is not None
         progress, counters, issued_s = self._progress(), self.shard.counters(), self.shard.issued_s
+        # Where most of it ended in the drain the report's window reaches into that: its figures are then others.
+        ok = counters.outcomes["ok"]
+        told = issued_s > 0 and (2 * counters.ok_in_time >= counters.ended or not ok)
         self._levels[level.index] = replace(
             self._levels[level.index],
             ended=True,
-            requests_per_s=counters.ok_in_time / issued_s if issued_s > 0 else None,
-            tokens_per_s=counters.chunks_in_time / issued_s if issued_s > 0 and self._streamed else None,
+            requests_per_s=counters.ok_in_time / issued_s if told else None,
+            tokens_per_s=counters.chunks_in_time / issued_s if told and self._streamed else None,
             p50_ms=progress.p50_ms,
             p95_ms=progress.p95_ms,
             failed=sum(progress.failures.values()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import sys
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from loadbench.cli import INTERRUPTED, _load, _repeat_command, _run_in_loop, _scenario_options
+from loadbench.commands import INTERRUPTED, given_headers, load, repeat_command, run_in_loop, scenario_options
 from loadbench.errors import TargetError, UsageError
 from loadbench.report.escape import plain
-from loadbench.scenario.schema import EMBEDDED, header_problem
+from loadbench.scenario.schema import EMBEDDED
 from loadbench.scenario.variables import ENDPOINT_VARIABLE, key_headers
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def quality_command() -> None:
 
 
 @quality_command.command()
-@_scenario_options
+@scenario_options
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the results; new or empty.")
 @click.option("--quiet", is_flag=True, help="Show nothing but errors and the last lines.")
 def collect(out: Path | None, quiet: bool, **options: Any) -> None:
@@ -53,7 +54,7 @@ def collect(out: Path | None, quiet: bool, **options: Any) -> None:
     from loadbench.report.write import write_report
     from loadbench.runner import Order, Run
 
-    loaded = _load(options)
+    loaded = load(options)
     if loaded.scenario.quality is None:
         raise UsageError(f"{loaded.path}: quality: expected prompts to be asked, got none")
     run = Run(
@@ -61,13 +62,13 @@ def collect(out: Path | None, quiet: bool, **options: Any) -> None:
             loaded=loaded,
             results=Path("results"),
             out=out,
-            command=_repeat_command(loaded),
+            command=repeat_command(loaded),
             headers=key_headers(os.environ),
             quality_only=True,
         ),
         choose_view(quiet=quiet, keep=not sys.stdout.isatty()),
     )
-    _run_in_loop(run.execute, run.stop)
+    run_in_loop(run.execute, run.stop)
     summary = write_report(run.folder)
     _show(run.folder, None if quiet else summary)
     codes = {"interrupted": INTERRUPTED, "target_died": 93}
@@ -97,11 +98,18 @@ def mark(directory: Path, rater: str, blind: bool, seed: int | None) -> None:
     marking = Marking(directory, rater, blind=blind, seed=seed, come=come, out=sys.stdout)
     if not marking.items:
         raise UsageError(f"{directory}: expected answers to mark, found none: quality collect gathers them")
-    marking.run()
+    interrupted = False
+    try:
+        marking.run()
+    except KeyboardInterrupt:  # leaves as q does, and says so
+        interrupted = True
+        click.echo()
     left = len(marking.items) - marking.marked
     click.echo(f"{marking.marked} of {len(marking.items)} are marked by {plain(rater)}" + _go_on(left))
     summary = _report(directory)
     _show(directory, None if blind and left else summary)  # what it says of the models would end the blindness
+    if interrupted:
+        raise SystemExit(INTERRUPTED)
 
 
 def _go_on(left: int) -> str:
@@ -126,11 +134,16 @@ def judge(directory: Path, model: str, endpoint: str | None, headers: tuple[str,
     if not any(answer.can_be_marked for answer in quality_rows.answers(directory)):
         raise UsageError(f"{directory}: expected answers to mark, found none: quality collect gathers them")
     endpoint = endpoint or os.environ.get(ENDPOINT_VARIABLE, "").strip() or EMBEDDED
-    given = key_headers(os.environ) if endpoint != EMBEDDED else {}
-    for header in headers:
-        name, value = _header(header)
-        given = {known: key for known, key in given.items() if known.lower() != name.lower()} | {name: value}
-    counts = _run_in_loop(lambda: _judge(directory, model, endpoint, given, concurrency), None)
+    given, telling = given_headers(headers, os.environ if endpoint != EMBEDDED else {}), _Telling()
+    try:
+        counts = run_in_loop(lambda: _judge(directory, model, endpoint, given, concurrency, telling), None)
+    except SystemExit:  # Ctrl-C: what was judged until then is in the results
+        if telling.of:
+            _note(f"interrupted: {telling.done} of {telling.of} judged" + _go_on(telling.of - telling.done))
+        else:
+            _note("loadbench: interrupted before anything was judged")
+        _show(directory, _report(directory))
+        raise
     if not counts:
         click.echo(f"{plain(model)} has judged all of them already", err=True)
     _show(directory, _report(directory))
@@ -139,7 +152,7 @@ def judge(directory: Path, model: str, endpoint: str | None, headers: tuple[str,
 
 
 async def _judge(
-    folder: Path, name: str, endpoint: str, headers: Mapping[str, str], concurrency: int
+    folder: Path, name: str, endpoint: str, headers: Mapping[str, str], concurrency: int, telling: _Telling
 ) -> dict[str, int]:
     from loadbench.quality_judge import Judge, judge_all
     from loadbench.target.target import Target
@@ -151,31 +164,31 @@ async def _judge(
         await target.pull(name, lambda percent: None, say=_note)
         model = await target.load(await target.resolve(name))
         try:
-            return await judge_all(folder, Judge(target, model, PATIENCE_S), concurrency, _tell_word)
+            return await judge_all(folder, Judge(target, model, PATIENCE_S), concurrency, telling)
         finally:
             if model.load_ms is not None and not embedded:  # leave the machine as it was found
-                await target.unload(model)
+                try:
+                    await asyncio.shield(target.unload_patiently(model))
+                except TargetError as error:  # the marks are there all the same
+                    _note(f"{plain(model.id)} stays loaded: {plain(str(error))}")
     finally:
         await target.close()
 
 
-def _tell_word(done: int, of: int, answer: Any, word: Any) -> None:
-    told = f"mark {word.mark}" if word.mark is not None else word.outcome
-    reason = f": {plain(word.reason, REASON_SHOWN)}" if word.reason else ""
-    _note(f"{done} of {of}, prompt {plain(answer.id, 40)}: {told}{reason}")
+class _Telling:
+    """Says what the judge says of each answer, and keeps how many it was asked about."""
+
+    done = of = 0
+
+    def __call__(self, done: int, of: int, answer: Any, word: Any) -> None:
+        self.done, self.of = done, of
+        told = f"mark {word.mark}" if word.mark is not None else word.outcome
+        reason = f": {plain(word.reason, REASON_SHOWN)}" if word.reason else ""
+        _note(f"{done} of {of}, prompt {plain(answer.id, 40)}: {told}{reason}")
 
 
 def _note(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = (part.strip() for part in text.partition(":"))
-    if not colon or not name:
-        raise UsageError("--header: expected 'Name: value', got no colon after a name")
-    if problem := header_problem(name, value):
-        raise UsageError(f"--header: {problem}")
-    return name, value
 
 
 def _seed(folder: Path) -> int:

@@ -196,6 +196,7 @@ async def judge_all(folder: Path, judge: Judge, concurrency: int, told: Told) ->
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # none writes a line after the control is closed
     return counts
 
 

@@ -179,7 +179,11 @@ class Run:
                     await self._measure_model(site, place, model)
             except TargetError as error:
                 failed = await site.explained(error)
-            await self._lineup.leave(site, place)
+            except TargetDiedError:
+                site.gone = True
+                raise
+            finally:  # a full disk and a second Ctrl-C leave nothing loaded either
+                await asyncio.shield(self._lineup.leave(site, place))
             if failed is not None:
                 self._lineup.fail(place, failed)
             if site.crew.stop_reason is not None:

@@ -53,6 +53,9 @@ class Stall:
                     pass
         finally:
             self._watcher.cancel()
+            (ended,) = await asyncio.gather(self._watcher, return_exceptions=True)
+        if kind is None and isinstance(ended, Exception):
+            raise ended  # it could not look, and the level was not watched over
 
     async def _look(self, patience_ns: int) -> None:
         crew, asked_ns = self._crew, 0

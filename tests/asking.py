@@ -10,7 +10,7 @@ import ssl
 import struct
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from time import perf_counter_ns
 from typing import Any, Literal, TypeVar, cast
 
@@ -27,21 +27,7 @@ MS = 1_000_000
 
 def wire_to(port: int, **changes: Any) -> Wire:
     """A streaming request to a port of this machine, patient enough for a busy one."""
-    usual: dict[str, Any] = {
-        "host": "127.0.0.1",
-        "port": port,
-        "authority": f"127.0.0.1:{port}",
-        "path": "/v1/chat/completions",
-        "tls": False,
-        "model": "m:1",
-        "stream": True,
-        "temperature": 0.0,
-        "first_token_s": 5.0,
-        "total_s": 10.0,
-        "headers": {},
-        "extra": {},
-    }
-    return Wire(**{**usual, **changes})
+    return Wire.to_our_own(port, **{"model": "m:1", "first_token_s": 5.0, "total_s": 10.0, **changes})
 
 
 @asynccontextmanager
@@ -81,12 +67,18 @@ async def measured(measure: Callable[[], Awaitable[T]], good: Callable[[T], bool
 
 
 @asynccontextmanager
-async def faking(host: str = "127.0.0.1", **values: Any) -> AsyncIterator[FakeServer]:
-    server = await serve(Script(**{"first_token_ms": 0, "gap_ms": 1, "tokens": 6, "stall_ms": 30, **values}), host)
+async def scripted(host: str = "127.0.0.1", **values: Any) -> AsyncIterator[FakeServer]:
+    """One for whole runs."""
+    server = await serve(Script(**{"first_token_ms": 5, "gap_ms": 1, **values}), host)
     try:
         yield server
     finally:
         await server.close()
+
+
+def faking(host: str = "127.0.0.1", **values: Any) -> AbstractAsyncContextManager[FakeServer]:
+    """One for single requests: six tokens, at once."""
+    return scripted(host, **{"first_token_ms": 0, "tokens": 6, "stall_ms": 30, **values})
 
 
 # --- bytes at the socket ----------------------------------------------------------------------------------------------

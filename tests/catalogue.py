@@ -25,6 +25,7 @@ import pytest
 
 PATH = "/asset-gallery/v1.0/models"
 PUBLISHER = "Contoso"
+PARTS = 8
 DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 
 
@@ -88,7 +89,8 @@ class Catalogue:
     """What is served, how it misbehaves, and what was asked.
 
     ``cuts``: so many ranges are broken off half way. ``stalls``: so many are never answered, nor are those (file, first
-    byte) that ``stall_if`` says. ``sent`` are the ranges that went out whole, ``filters`` those of the last list.
+    byte) that ``stall_if`` says. ``trickle_s`` is what each of a large range's ``PARTS`` takes. ``sent`` are the ranges
+    that went out whole, ``filters`` those of the last list.
     """
 
     entries: list[Entry]
@@ -99,6 +101,7 @@ class Catalogue:
     url: str = ""
     certificate: Path | None = None
     stall_if: Callable[[str, int], bool] = lambda name, first: False
+    trickle_s: float = 0.0
     over: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -137,7 +140,11 @@ class _Answers(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            large = len(body) > 1 << 20
+            size = -(-len(body) // PARTS) if large and self.catalogue.trickle_s else len(body) or 1
+            for first in range(0, len(body), size):
+                self.wfile.write(body[first : first + size])
+                self.catalogue.over.wait(self.catalogue.trickle_s if size < len(body) else 0)
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

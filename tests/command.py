@@ -18,8 +18,8 @@ DEADLINE_S = 60.0
 
 def environment(**more: str) -> dict[str, str]:
     """Ours without what would change the answer: no key, no endpoint, no colours, a terminal of 120 columns."""
-    hidden = ("OPENAI_API_KEY", "FOUNDRY_LOCAL_ENDPOINT")
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    hidden = ("OPENAI_API_KEY", "API_KEY", "FOUNDRY_LOCAL_ENDPOINT", "FOUNDRY_LOCAL_ALIAS")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden and not name.startswith("BENCH_")}
     return kept | {"COLUMNS": "120", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"} | more
 
 
@@ -71,6 +71,22 @@ def rows(path: Path) -> list[dict[str, Any]]:
         return []
     whole = (line for line in path.read_bytes().splitlines(True) if line.endswith(b"\n"))
     return [orjson.loads(line) for line in whole]
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """run.json of the run into ``out``."""
+    found: dict[str, Any] = orjson.loads((folder / "out" / "run.json").read_bytes())
+    return found
+
+
+def events(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The events of that name in its telemetry."""
+    return [row for row in rows(folder / "out" / "telemetry.jsonl") if row["event"] == name]
+
+
+def states(folder: Path) -> list[str]:
+    """What the target was in after each level."""
+    return [row["target"]["state"] for row in events(folder, "level_end")]
 
 
 def summary(folder: Path) -> dict[str, Any]:

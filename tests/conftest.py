@@ -1,4 +1,4 @@
-"""What every test file shares: the event loops that a test may ask for."""
+"""What every test file shares: the event loops that a test may ask for, and a working directory of its own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,13 @@ LOOPS: dict[str, NewLoop] = {
     "asyncio": asyncio.new_event_loop,
     "fast": importlib.import_module("winloop" if sys.platform == "win32" else "uvloop").new_event_loop,
 }
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of its own, so that errors name files as a user would."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, NewLoop]:

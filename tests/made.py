@@ -8,6 +8,7 @@ from pathlib import Path
 
 import orjson
 
+from loadbench.analysis.compared import schema as comparison_schema
 from loadbench.analysis.metrics import METRICS
 from loadbench.analysis.summary import schema as summary_schema
 from loadbench.outcomes import OUTCOMES
@@ -33,6 +34,7 @@ def _outcomes() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {"metrics": _metrics, "outcomes": _outcomes}
 SCHEMAS: dict[str, Callable[[], str]] = {
+    "compare.schema.json": lambda: orjson.dumps(comparison_schema(), option=orjson.OPT_INDENT_2).decode() + "\n",
     "scenario.schema.json": schema_json,
     "summary.schema.json": lambda: orjson.dumps(summary_schema(), option=orjson.OPT_INDENT_2).decode() + "\n",
 }

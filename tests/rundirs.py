@@ -31,7 +31,7 @@ MIB = 1 << 20
 class Planned:
     """A level of a made-up run. ``fails`` is the share of requests that fails, and how.
 
-    For its first ``cold_s`` seconds the first token takes three times as long.
+    For its first ``cold_s`` seconds the first token takes three times as long. ``slower`` times as long takes all.
     """
 
     load: Load
@@ -42,6 +42,7 @@ class Planned:
     batches: int = 1
     fails: float = 0.0
     cold_s: float = 0.0
+    slower: float = 1.0
     outcome: str = "out_of_memory"
     token_source: str = "usage"
     rss_after: int = 130 * MIB
@@ -193,9 +194,10 @@ def _answer(
     tokens = TOKENS * (1 + level.kinds.index(kind)) if ask is None else ask.max_tokens
     shared = max(1.0, busy / level.batches)
     waits = FIRST_NS * (1 if level.batches == 1 else 8) if busy > level.batches else FIRST_NS
+    waits = round(waits * level.slower)
     first_ns = int(waits * (shared if level.batches == 1 else 1.0) * randomness.lognormvariate(0, 0.1))
     first_ns *= 3 if due_ns - start_ns < level.cold_s * 1e9 else 1
-    token_ns = int(TOKEN_NS * shared * randomness.lognormvariate(0, 0.05))
+    token_ns = int(TOKEN_NS * level.slower * shared * randomness.lognormvariate(0, 0.05))
     sent_ns = due_ns + randomness.randrange(20_000, 200_000)
     last_ns = sent_ns + first_ns + (tokens - 1) * token_ns
     failed = randomness.random() < level.fails
@@ -328,6 +330,48 @@ def _border(held: Held) -> dict[str, Any]:
     }
 
 
+def model_row(model: str, **more: Any) -> dict[str, Any]:
+    """A row of run.json's models, as of one that was registered, loaded and answered."""
+    return {
+        "asked": "auto",
+        "id": model,
+        "synthetic": model.startswith("synthetic"),
+        "status": "ok",
+        "reason": None,
+        "failed_at": None,
+        "alias": model.partition(":")[0],
+        "device": "CPU",
+        "execution_provider": "CPUExecutionProvider",
+        "capabilities": ["chat"],
+        "licence": None,
+        "size_bytes": 120 * MIB,
+        "downloaded_ms": None,
+        "load_ms": 812.1,
+        "first_ms": 95.0,
+        "rss_idle_bytes": 90 * MIB,
+        "rss_loaded_bytes": 210 * MIB,
+    } | more
+
+
+def broken_row(model: str, failed_at: str = "load", reason: str = "no file model.onnx") -> dict[str, Any]:
+    """A row of one that never answered."""
+    unknown = ("device", "execution_provider", "licence", "size_bytes", "load_ms", "first_ms", "rss_idle_bytes")
+    absent = dict.fromkeys((*unknown, "rss_loaded_bytes", "id"))
+    return model_row(model, status="failed", failed_at=failed_at, reason=reason, asked=model, capabilities=[]) | absent
+
+
+def three_models(path: Path, **facts: Any) -> Path:
+    """A quick small one, a slow large one that batches, and one that does not load; 1 and 4 users each."""
+    quick, slow = Planned(Closed(1), model="quick-cpu:1"), Planned(Closed(1), model="slow-gpu:1", batches=4, slower=2.0)
+    levels = [replace(level, load=Closed(users)) for level in (quick, slow) for users in (1, 4)]
+    models = [
+        model_row(quick.model, licence="MIT"),
+        broken_row("broken:1"),
+        model_row(slow.model, device="GPU", licence="Apache-2.0", load_ms=2812.0, rss_loaded_bytes=900 * MIB),
+    ]
+    return write_run(path, levels, **{"models": models} | facts)
+
+
 def run_facts(levels: Sequence[Planned], status: str, end_ns: int) -> dict[str, Any]:
     models = dict.fromkeys(level.model for level in levels)
     return {
@@ -365,18 +409,7 @@ def run_facts(levels: Sequence[Planned], status: str, end_ns: int) -> dict[str, 
             "pid": 123,
             "facts": {},
         },
-        "models": [
-            {
-                "asked": "auto",
-                "id": model,
-                "synthetic": model.startswith("synthetic"),
-                "status": "ok",
-                "reason": None,
-                "load_ms": 812.1,
-                "first_ms": 95.0,
-            }
-            for model in models
-        ],
+        "models": [model_row(model) for model in models],
         "levels": [
             {
                 "index": index,

@@ -16,9 +16,8 @@ from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Caution, Level, Summary
 from loadbench.errors import UsageError
 from loadbench.records import Closed, Leg, Open
-from loadbench.target.fake import serve
-from loadbench.target.fake_script import Script
 from tests import rundirs
+from tests.asking import scripted
 from tests.command import ended, started
 from tests.rundirs import Planned, write_run
 
@@ -245,12 +244,9 @@ async def test_littles_law_holds_on_a_real_run(workers: str, tmp_path: Path) -> 
         "{name: s, request: {max_tokens: 4}, prompts: [{name: hello, text: Hello}], canary: false,"
         " stages: [{concurrency: 4, requests: 16}]}"
     )
-    server = await serve(Script(first_token_ms=200, gap_ms=10))
-    try:
+    async with scripted(first_token_ms=200, gap_ms=10) as server:
         words = ("run", str(scenario), "--endpoint", server.base_url, "--workers", workers, "--out", "out", "--quiet")
         code, _, error = await ended(await started(*words, cwd=tmp_path))
-    finally:
-        await server.close()
     assert code == 0, error
     law = told(tmp_path / "out").levels[0].littles_law_error
     assert law is not None

@@ -21,8 +21,7 @@ from loadbench.calibrate import Effort, read_calibration, shape_of
 from loadbench.records import Closed, Open
 from loadbench.report.calibration import print_calibration
 from loadbench.scenario.load import Loaded, load_scenario
-from loadbench.target.fake import serve
-from loadbench.target.fake_script import Script
+from tests.asking import scripted
 from tests.command import ROOT, ended, environment, eventually, loadbench, rows, started
 
 SCENARIO = """
@@ -182,15 +181,12 @@ async def test_a_run_carries_what_was_kept_for_its_machine_or_null(
     found: dict[str, Any], cache: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "s.yaml").write_text(SCENARIO, encoding="utf-8")
-    server = await serve(Script(first_token_ms=1, gap_ms=1))
-    try:
+    async with scripted(first_token_ms=1, gap_ms=1) as server:
         for out, kept_in, expected in (("a", cache, found), ("b", tmp_path / "nothing", None)):
             words = ("run", "s.yaml", "--endpoint", server.base_url, "--out", out, "--quiet")
             code, _, err = await ended(await started(*words, cwd=tmp_path, LOADBENCH_CACHE=str(kept_in)))
             assert code == 0, err
             assert orjson.loads((tmp_path / out / "run.json").read_bytes())["calibration"] == expected
-    finally:
-        await server.close()
     assert not in_cache(tmp_path / "nothing"), "a run calibrates nothing by itself"
 
 

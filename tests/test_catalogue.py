@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 
 from loadbench.errors import TargetError
@@ -213,6 +215,21 @@ async def test_offline_a_cached_model_is_served_and_another_says_what_to_do(
                 await target.resolve(asked)
 
 
+@needs_openssl
+async def test_where_all_is_still_to_be_downloaded_the_service_has_its_own_cache_without_hard_links_too(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")  # as on exFAT
+
+    monkeypatch.setattr(os, "link", no_links)
+    async with embedded("phi-x") as target:
+        assert await target.pull("phi-x", ignore) is not None
+        instances = cache_dir() / "instances"
+        assert [path.name for path in instances.rglob("genai_config.json")] == ["genai_config.json"]
+        assert await answers(await target.load(await target.resolve("phi-x"))) == 200
+
+
 async def test_the_sdk_asks_for_what_this_machine_can_run(catalogue: Catalogue) -> None:
     listed = await Public.read(cache_dir())
     assert listed.reachable and {variant.info.id for variant in listed.variants} == {CPU, GPU, PHI}
@@ -243,6 +260,24 @@ async def test_a_stalled_download_goes_on_where_it_was(
     assert len(broken) == 1 and "nothing came for 1 s" in broken[0]
     sent = [first for name, first in catalogue.sent if name == "weights.bin"]
     assert len(set(sent)) == pieces and pieces <= len(sent) <= pieces + 8  # and not twice of everything
+
+
+@needs_openssl
+async def test_a_slow_download_is_no_stall_where_the_system_counts_no_bytes(
+    catalogue: Catalogue, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue_module, "BACKOFF_S", (0.1,))
+    monkeypatch.setattr(catalogue_module, "TRIES", 2)
+    monkeypatch.delattr(psutil.Process, "io_counters")  # as on macOS
+    folder = shutil.copytree(tiny, tmp_path / "large")
+    with (folder / "weights.bin").open("wb") as weights:
+        weights.truncate(2 << 20)
+    catalogue.entries.append(Entry("large-generic-cpu", "large", folder))
+    await Public.read(cache_dir())
+    broken: list[str] = []
+    catalogue.trickle_s = 0.4
+    _, took_ms = await download(cache_dir(), "large-generic-cpu:1", ignore, say=broken.append, stall_s=1.5)
+    assert broken == [] and took_ms > 2 * 1500
 
 
 @needs_openssl

@@ -147,6 +147,13 @@ async def test_a_model_that_is_not_there_has_the_nearest_names(tmp_path: Path) -
     assert next(item for item in items if item.model == "phi-4-mini" and item.question == "answers").mark == "yes"
 
 
+def test_what_cannot_be_told_for_one_reason_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    telling = Telling()
+    telling.tell(*(Item("m", question, "unknown", "it is not there") for question in ("disk", "memory", "loads")))
+    assert capsys.readouterr().out == "\nm\n  ? disk, memory, loads: it is not there\n"
+    assert telling.end() == 0 and capsys.readouterr().out == "\n3 ?\n"
+
+
 async def test_what_was_loaded_stays_loaded_and_what_was_not_is_unloaded_again(tmp_path: Path) -> None:
     models = ("alpha:1", "beta:1")
     async with scripted(flavour="foundry2", prefix="/catalogs/local", models=models, loaded=models[:1]) as server:
@@ -278,7 +285,7 @@ async def test_a_wrong_port_is_told_with_the_local_one_that_answers(tmp_path: Pa
         [item] = await checked(tmp_path, "http://127.0.0.1:1")
     finally:
         await server.close()
-    assert item.mark == "no" and "connection refused" in item.told
+    assert item.mark == "no" and item.told.endswith(": connection refused")
     assert f"OpenAI-compatible server answers at http://localhost:{port}/v1" in (item.cure or "")
 
 
@@ -367,10 +374,11 @@ def test_the_embedded_service_loads_asks_and_tells_of_a_broken_model(tmp_path: P
     words = ("check", "scenarios/smoke.yaml", "--probe", "--model", "synthetic:broken", "--model", "synthetic:tiny")
     shown = loadbench(*words)
     assert shown.returncode == 3 and shown.stderr == ""
-    head, broken, tiny = shown.stdout.rpartition("\nEndpoint\n")[2].split("\nsynthetic:")
+    assert shown.stdout.startswith("\nEndpoint\n")  # and no plan before it
+    head, broken, tiny = shown.stdout.split("\nsynthetic:")
     assert "  ✓ answers: Foundry Local 2 at http://127.0.0.1:" in head
     assert "  ✗ loads: Foundry Local 2 refused to load it" in broken and " → " in broken
-    assert "  ? answers: it cannot be loaded" in broken
+    assert "  ? answers, streams, usage: it cannot be loaded\n" in broken
     lines = tiny.splitlines()
     assert [line[2] for line in lines[1:8]] == ["✓", "–", "✓", "✓", "✓", "✓", "✓"]
     assert "cold in" in lines[4] and lines[7].endswith(" tokens in, 8 out")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from loadbench.lineup import Download
+from loadbench.lineup import telling
 from loadbench.scenario.load import Overrides, load_scenario
 from loadbench.scenario.plan import order_of_models
 from loadbench.target.models import list_models
@@ -235,13 +235,13 @@ async def test_answers_alone_are_a_run_that_is_done(tmp_path: Path) -> None:
 
 def test_a_download_tells_its_rate_and_the_time_left_of_the_last_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    tell = Download("m:1", 100 << 20, said.append)
+    tell = telling("m:1", 100 << 20, said.append)
     for now_s, percent in ((0.0, 40.0), (1.0, 41.0), (20.0, 60.0), (25.0, 70.0)):
         monkeypatch.setattr("loadbench.lineup.monotonic", lambda now_s=now_s: now_s)
         tell(percent)
-    assert said[0] == "downloading m:1 · 40 %"
-    assert said[1] == "downloading m:1 · 41 % · 1 MiB/s · 0:59 left"
-    assert said[-1] == "downloading m:1 · 70 % · 1.21 MiB/s · 0:25 left"
+    assert said[0] == "downloading m:1 · 40 % · 40 MiB of 100 MiB"
+    assert said[1] == "downloading m:1 · 41 % · 41 MiB of 100 MiB · 1 MiB/s · 0:59 left"
+    assert said[-1] == "downloading m:1 · 70 % · 70 MiB of 100 MiB · 1.21 MiB/s · 0:25 left"
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from loadbench.target.fake import serve
-from loadbench.target.fake_script import Script
+from tests.asking import scripted
 from tests.command import ended, eventually, rows, started, summary
 
 pytestmark = pytest.mark.skipif(
@@ -51,8 +50,7 @@ async def report_of_a_run_beside(hogs: int, folder: Path) -> tuple[dict[str, Any
     """(the level of summary.json, the console) of a run on one core, shared with hogs while its level is issued."""
     (folder / "s.yaml").write_text(SCENARIO, encoding="utf-8")
     core = max(os.sched_getaffinity(0))
-    server = await serve(Script(first_token_ms=200))  # a tenth of it may be lag: 20 ms, several slices of a scheduler
-    try:
+    async with scripted(first_token_ms=200, gap_ms=20) as server:  # a tenth of the 200 may be lag: several slices
         process = await started("run", "s.yaml", "--endpoint", server.base_url, "--out", "out", cwd=folder)
         os.sched_setaffinity(process.pid, {core})
         await eventually(lambda: len(server.records) > 64)
@@ -60,8 +58,6 @@ async def report_of_a_run_beside(hogs: int, folder: Path) -> tuple[dict[str, Any
             telemetry = folder / "out" / "telemetry.jsonl"
             await eventually(lambda: any(row["event"] == "issue_end" for row in rows(telemetry)))
         code, out, err = await ended(process)
-    finally:
-        await server.close()
     assert code == 0, err
     (level,) = summary(folder / "out")["levels"]
     return level, out

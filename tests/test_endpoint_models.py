@@ -225,6 +225,13 @@ async def test_an_alias_of_the_public_catalogue_is_put_to_the_service_which_alon
     assert model.load_ms is not None and "as the service loaded it" in model.how
 
 
+async def test_a_device_is_refused_with_the_reason_where_the_service_tells_of_none() -> None:
+    async with replay({"answers": {"/v1/models": {"data": [{"id": "a:1"}]}}}) as server:
+        endpoint = await discover(server.url)
+        with pytest.raises(TargetError, match=r"a:1@gpu: .* does not say for which device .* the nearest of 1: a:1$"):
+            await resolve(endpoint, "a:1@gpu")
+
+
 async def test_an_alias_that_was_loaded_before_is_known_by_the_id_that_begins_with_it() -> None:
     recording = recorded("foundry-2-public")
     recording["answers"]["/models/loaded"] = ["qwen2.5-0.5b-instruct-cuda-gpu:4", "Phi-4-mini-instruct-generic-cpu:5"]

@@ -193,6 +193,15 @@ def test_a_level_without_tokens_has_power_and_no_energy_per_token(tmp_path: Path
     assert energy.because == "no output token arrived in its window"
 
 
+def test_a_meter_that_reads_nothing_makes_no_figure_and_says_so(tmp_path: Path) -> None:
+    run = rundirs.three_models(tmp_path, **scenario(price_per_kwh=0.3))
+    summary = write_report(with_gpus(run, lambda at_s: [gpu(0.0)]))
+    assert summary.decision is not None
+    found = summary.decision.candidates[0]
+    assert found.joules_per_output_token.value is found.cost_per_million_output_tokens.value is None
+    assert "0 W" in (found.joules_per_output_token.because or "")
+
+
 # In every output
 
 

@@ -14,12 +14,13 @@ from tests import made
 
 README = (made.ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+PAGES = "\n".join(page.read_text(encoding="utf-8") for page in sorted((made.ROOT / "docs").glob("*.md")))
 COMMANDS = [
     line.split("#")[0].strip().removesuffix(" &")
-    for kind, block in BLOCKS
+    for kind, block in [*BLOCKS, *re.findall(r"```(\w+)\n(.*?)```", PAGES, flags=re.DOTALL)]
     if kind in ("sh", "powershell")
     for line in block.replace("\\\n", " ").splitlines()
-    if re.search(r"\bloadbench [a-z]", line)
+    if re.search(r"(?<!\")\bloadbench [a-z]", line)
 ]
 
 
@@ -33,13 +34,20 @@ def test_made_files_are_up_to_date(path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_readme_is_understood(command: str) -> None:
+def test_every_command_of_the_readme_and_the_pages_is_understood(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results" / "X").mkdir(parents=True)  # what the pages call the directory of a run
+    monkeypatch.chdir(tmp_path)
     words = shlex.split(command.replace("\\", "/"))
     while "loadbench" not in words[0] or "=" in words[0]:  # NAME=VALUE before it
         words.pop(0)
     name, arguments = words[1], words[2:]
     found = main.get_command(click.Context(main), name)
     assert found is not None, f"there is no command {name}"
+    while isinstance(found, click.Group):
+        found = found.get_command(click.Context(found), name := arguments.pop(0))
+        assert found is not None, f"there is no command {name} of its group"
     found.make_context(name, list(arguments))
     for word in arguments:
         if word.endswith(".yaml"):

@@ -24,6 +24,7 @@ from loadbench.analysis.rundir import read
 from loadbench.analysis.stats import Floats
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Level, Summary
+from loadbench.analysis.words import size
 from loadbench.records import Ask, Closed, Open
 from loadbench.target.memory import MemoryWatch
 from tests.asking import ask, client_to
@@ -52,6 +53,14 @@ def rung(users: int, tokens: int, peak: int, **more: Any) -> Planned:
 
 def arithmetic(users: int, tokens: int) -> int:
     return 82 * MIB + users * (300 * KIB + tokens * 16 * KIB)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "words"),
+    [(999, "999 B"), (1000, "0.977 KiB"), (999 * KIB, "999 KiB"), (1004 * MIB, "0.98 GiB"), (2.5 * GIB, "2.5 GiB")],
+)
+def test_a_size_has_three_digits_and_none_more_before_its_point(size_bytes: float, words: str) -> None:
+    assert size(size_bytes) == words
 
 
 RUNGS = [(1, 320), (2, 320), (4, 320), (1, 1088), (2, 1088), (4, 1088)]

@@ -18,8 +18,9 @@ import pytest
 
 from loadbench.errors import UsageError
 from loadbench.models_cli import _next
-from loadbench.report.models import Download
+from loadbench.report.models import Pace
 from loadbench.target.synthetic import ensure
+from tests.asking import scripted
 from tests.catalogue import Catalogue, Entry, needs_openssl, put_into_cache, serving
 from tests.command import ROOT, ended, environment, loadbench, started
 from tests.endpoint_replay import recorded, replay
@@ -107,7 +108,7 @@ def test_on_a_terminal_every_id_is_whole_and_no_line_is_too_long(user: User, wid
 @needs_openssl
 def test_a_pulled_model_is_in_the_cache_and_is_not_fetched_again(user: User, catalogue: Catalogue) -> None:
     code, out, _ = user.models("pull", "qwen-tiny@cpu")
-    assert code == 0 and re.match(r"qwen-tiny-generic-cpu:4: 0\.48\d MiB in .* m?s, ", out)
+    assert code == 0 and re.match(r"qwen-tiny-generic-cpu:4: 49\d KiB in .* m?s, ", out)
     assert {name for name, _ in catalogue.sent} >= {"genai_config.json", "model.onnx", "tokenizer.json"}
     catalogue.sent.clear()
     code, out, _ = user.models("pull", "qwen-tiny@cpu")
@@ -119,7 +120,7 @@ def test_a_pulled_model_is_in_the_cache_and_is_not_fetched_again(user: User, cat
 def test_a_download_that_stalls_is_told_and_tried_again(user: User, catalogue: Catalogue) -> None:
     catalogue.stalls = 1
     code, out, err = user.models("pull", "phi-x", "--stall", "1s")
-    assert code == 0 and "phi-x-generic-cpu:2: 0.48" in out
+    assert code == 0 and "phi-x-generic-cpu:2: 49" in out
     assert re.search(r"the download broke off at \d+ % \(nothing came for 1 s\); again in 2 s", err)
 
 
@@ -141,6 +142,7 @@ def test_offline_one_line_says_what_to_do_and_what_is_here_is_listed(user: User,
     assert offline.models("add", tiny, "--id", "mine:1")[0] == 0
     code, out, err = offline.models("list")
     assert code == 0 and "mine:1" in out and "the model catalogue cannot be reached: connect to the internet" in err
+    assert "name a model" not in err
     code, _, err = offline.models("pull", "phi-x")
     assert code == 3 and err.count("\n") == 1
     assert err.startswith("loadbench: phi-x: the model catalogue cannot be reached: connect to the internet")
@@ -156,6 +158,12 @@ async def test_pull_at_an_hour_says_that_it_waits_and_ends_at_ctrl_c(user: User)
     assert (await ended(process))[0] == 130
 
 
+async def test_pull_at_an_hour_refuses_at_once_a_name_that_is_nowhere(user: User) -> None:
+    process = await started("models", "pull", "never-heard-of-it", "--at", "02:00", cwd=ROOT, **user.env)
+    code, _, err = await ended(process)
+    assert code == 3 and "waiting" not in err and "never-heard-of-it: " in err
+
+
 @pytest.mark.parametrize(("at", "day", "hour"), [("02:00", 2, 2), ("23:05", 1, 23), ("14:00", 2, 14)])
 def test_an_hour_is_the_next_one(at: str, day: int, hour: int) -> None:
     found = _next(at, datetime(2026, 1, 1, 14, 0, 0))
@@ -169,13 +177,13 @@ def test_what_is_no_time_of_day_is_refused(at: str) -> None:
 
 
 def test_progress_tells_rate_and_time_left_from_what_came_since_it_began() -> None:
-    view = Download("m:1", 100 << 20)
-    view._start = (10.0, 40.0)  # resumed at 40 %
-    assert view.told(60.0, 20.0) == "m:1  60 %, 60 MiB of 100 MiB, 2 MiB/s, 0:20 left"
-    assert view.told(40.0, 20.0) == "m:1  40 %, 40 MiB of 100 MiB"
-    unsized = Download("m:1", None)
-    unsized._start = (0.0, 0.0)
-    assert unsized.told(50.0, 30.0) == "m:1  50 %, 0:30 left"
+    pace = Pace(100 << 20)
+    assert pace.told(40.0, 10.0) == ["40 %", "40 MiB of 100 MiB"]  # resumed there
+    assert pace.told(60.0, 20.0) == ["60 %", "60 MiB of 100 MiB", "2 MiB/s", "0:20 left"]
+    assert pace.told(10.0, 21.0) == ["10 %", "10 MiB of 100 MiB"]  # begun anew
+    unsized = Pace(None)
+    unsized.told(0.0, 0.0)
+    assert unsized.told(50.0, 30.0) == ["50 %", "0:30 left"]
 
 
 def broken(tiny: Path, folder: Path, kind: str) -> Path:
@@ -234,10 +242,27 @@ def test_rm_forgets_a_registered_folder_and_deletes_a_download(user: User, catal
     assert code == 0 and out == f"mine:1: no longer registered; its folder stays, {tiny}\n"
     assert (tiny / "model.onnx").exists()
     code, out, _ = user.models("rm", "phi-x")
-    assert code == 0 and out.startswith("phi-x-generic-cpu:2: deleted from the cache, 0.48")
+    assert code == 0 and out.startswith("phi-x-generic-cpu:2: deleted from the cache, 49")
     assert not download.exists()
     code, _, err = user.models("rm", "phi-x")
-    assert code == 3 and "phi-x-generic-cpu:2: expected a model that is registered or in the cache" in err
+    assert code == 3
+    assert err == "loadbench: phi-x: neither registered nor in the cache; `loadbench models list` shows what is\n"
+
+
+def test_rm_of_a_registered_folder_says_what_it_is_called(user: User, tiny: Path) -> None:
+    user.models("add", tiny, "--id", "mine:1")
+    code, _, err = user.models("rm", tiny)
+    assert code == 2
+    assert err == f"loadbench: {tiny}: it is registered as mine:1: `loadbench models rm mine:1` forgets it\n"
+
+
+def test_a_device_that_there_is_not_is_refused_before_any_network(user: User, catalogue: Catalogue) -> None:
+    code, _, err = user.models("pull", "qwen-tiny@tpu")
+    assert (code, err) == (2, "loadbench: qwen-tiny@tpu: expected @cpu, @gpu or @npu, got @tpu\n")
+    words = ("run", "scenarios/smoke.yaml", "--model", "qwen-tiny@tpu", "--out", user.cache / "out")
+    done = loadbench(*words, cwd=ROOT, **user.env)
+    assert done.returncode == 2 and "qwen-tiny@tpu: expected @cpu, @gpu or @npu, got @tpu" in done.stderr
+    assert catalogue.filters == []
 
 
 @pytest.mark.parametrize("verb", ["load", "unload"])
@@ -340,13 +365,27 @@ async def test_ollama_downloads_layer_by_layer() -> None:
     assert seen == [0.0, 100.0, 87.5]
 
 
+async def test_what_is_refused_for_good_is_not_tried_again() -> None:
+    async with scripted(flavour="ollama", models=("gemma3:4b",)) as server:
+        code, out, err = await asked("pull", "gemma3:4b", "--endpoint", server.base_url)
+        assert code == 0 and out.startswith("gemma3:4b: downloaded by Ollama 0.12.6 in "), err
+        code, out, err = await asked("pull", "nope", "--endpoint", server.base_url)
+        failed = "loadbench: nope: the download failed at 0 %: nope: pull model manifest: file does not exist\n"
+        assert (code, err) == (3, failed)
+    recording = recorded("ollama")
+    recording["answers"]["POST /api/pull"] = {"status": 404, "text": "no such thing"}
+    async with replay(recording) as server:
+        code, _, err = await asked("pull", "nope", "--endpoint", server.url)
+    assert code == 3 and err.count("\n") == 1 and "404: no such thing" in err and "again in" not in err
+
+
 async def test_models_of_an_old_service_are_loaded_and_unloaded_by_alias() -> None:
     recording = recorded("foundry-0.8")
     model_id = "qwen2.5-0.5b-instruct-generic-cpu:4"
     recording["answers"][f"/openai/unload/{model_id}?force=true"] = {"status": 200, "json": {}}
     async with replay(recording) as server:
         code, out, err = await asked("load", "qwen2.5-0.5b", "--endpoint", server.url)
-        assert code == 0 and "by its alias; loaded for this run in" in out, err
+        assert code == 0 and "by its alias; loaded in " in out, err
         code, out, err = await asked("unload", "nothing-like-it", "--endpoint", server.url)
         assert code == 3 and "no model nothing-like-it is loaded; loaded: " in err
         server.answers["/openai/loadedmodels"] = [model_id]
@@ -365,7 +404,8 @@ async def test_models_of_an_old_service_are_loaded_and_unloaded_by_alias() -> No
         ("lm-studio", "unload", "on its host, `lms unload m`"),
         ("lm-studio", "pull", "on its host, `lms get m`"),
         ("llama.cpp", "load", "start it anew, `llama-server --model FILE`"),
-        ("vllm", "pull", "start it anew, `vllm serve NAME`"),
+        ("llama.cpp", "rm", "remove its file from the host"),
+        ("vllm", "pull", "start it anew, `vllm serve NAME`, which downloads it"),
     ],
 )
 async def test_what_an_api_cannot_do_is_said_in_one_line_with_what_does_it(
@@ -374,7 +414,8 @@ async def test_what_an_api_cannot_do_is_said_in_one_line_with_what_does_it(
     async with replay(recording) as server:
         code, _, err = await asked(verb, "m", "--endpoint", server.url)
     assert code == 2 and err.count("\n") == 1
-    assert f"has nothing to {verb} a model: {instead}" in err
+    what = {"pull": "download", "rm": "delete"}.get(verb, verb)
+    assert f" cannot {what} a model: {instead}\n" in err
 
 
 async def test_a_key_is_sent_and_one_that_is_given_comes_before_the_environments() -> None:

@@ -15,12 +15,13 @@ from loadbench.analysis.agreement import agreement
 from loadbench.analysis.patterns import MOST_GIVEN_UP, Patterns
 from loadbench.analysis.summarise import summarise
 from loadbench.errors import UsageError
+from loadbench.records import Closed
 from loadbench.report.console import print_report
 from loadbench.report.markdown import markdown_text
-from loadbench.report.quality import block
+from loadbench.report.quality import block, tables
 from loadbench.scenario.quality_prompts import Checks, read_quality_prompts
 from tests.quality import FIRST, JUDGE, SECOND, answer, judgement, mark, put
-from tests.rundirs import closed_ladder
+from tests.rundirs import Planned, closed_ladder, model_row, write_run
 
 # --- the prompts ------------------------------------------------------------------------------------------------------
 
@@ -120,6 +121,17 @@ def test_a_regular_expression_that_would_take_for_ever_is_given_up_and_the_next_
     assert perf_counter() - began < 10  # without giving up, these would take years
 
 
+def test_a_pattern_may_take_its_whole_limit_however_long_the_process_takes_to_start() -> None:
+    with Patterns(limit_s=0.02) as patterns:  # Python takes longer than that to start
+        assert patterns.found("b+", "abba", ignore_case=True) is True
+
+
+def test_a_pattern_that_ends_the_process_leaves_the_next_one_a_new_one() -> None:
+    with Patterns() as patterns:
+        assert patterns.found("(", "abba", ignore_case=True) is None  # no pattern at all: re.error ends it
+        assert patterns.found("b+", "abba", ignore_case=True) is True
+
+
 def test_answers_that_failed_are_no_failed_checks_and_a_share_of_few_prompts_has_a_wide_interval(
     tmp_path: Path,
 ) -> None:
@@ -155,7 +167,9 @@ def test_a_mean_counts_prompts_and_not_marks_and_its_interval_is_students(tmp_pa
     enough = of_marks(tmp_path / "12", [[3], [4]] * 6)
     # 3.5 ± 2.201 · 0.5222/√12
     assert enough.human.interval_95 == pytest.approx((3.168, 3.832), abs=1e-3)
-    assert enough.mark == quality.Graded(3.5, enough.human.interval_95 or (0, 0), 12, True, "human", "people")
+    assert enough.mark == quality.Graded(
+        3.5, enough.human.interval_95 or (0, 0), 12, True, "human", "people", "12 prompts marked by people"
+    )
 
 
 def test_marks_that_are_all_the_same_do_not_make_a_mean_certain(tmp_path: Path) -> None:
@@ -242,9 +256,68 @@ def test_judgements_without_a_mark_are_counted_by_name_and_in_no_mean(tmp_path: 
     (judged,) = second.judges
     assert (judged.marks.marks, judged.malformed, judged.refused, judged.failed) == (3, 1, 1, 1)
     assert first.mark is not None and second.mark is not None
-    assert (first.mark.source, second.mark.source, second.mark.by) == ("human", "judge", JUDGE)
+    assert (first.mark.source, second.mark.source, second.mark.by) == ("judge", "judge", JUDGE)
     assert (second.agreements, [found.model for found in first.agreements]) == ((), [FIRST])
     assert (overall.pairs, overall.model, overall.within_1_share) == (6, None, 1.0)
+
+
+def graded(folder: Path, people: dict[str, list[int]], judge: dict[str, list[int]], by: str = JUDGE) -> dict[str, Any]:
+    """The mark of each model, of which the first prompts have these marks of a person and of a judge."""
+    models = {*people, *judge}
+    said = {model: [answer(model, place, f"{model} {place}") for place in range(12)] for model in models}
+    put(folder, "answers.jsonl", [row for each in said.values() for row in each])
+    put(folder, "marks.jsonl", [mark(r, n) for m, each in people.items() for r, n in zip(said[m], each, strict=False)])
+    judged = [judgement(r, n, judge=by) for m, each in judge.items() for r, n in zip(said[m], each, strict=False)]
+    told, _ = quality.of_run(put(folder, "judgements.jsonl", judged), sorted(models))
+    return {one.model: one.mark for one in told}
+
+
+def test_marks_of_people_and_of_a_judge_are_never_held_against_each_other(tmp_path: Path) -> None:
+    marks = graded(tmp_path / "both", {FIRST: [5, 4] * 6}, {FIRST: [2, 3] * 6, SECOND: [4, 3] * 6})
+    assert {(mark.source, mark.value) for mark in marks.values()} == {("judge", 2.5), ("judge", 3.5)}
+    assert marks[FIRST].basis == marks[SECOND].basis
+    marks = graded(tmp_path / "all", {FIRST: [5, 4] * 6, SECOND: [1, 2] * 6}, {FIRST: [2, 3] * 6, SECOND: [4, 3] * 6})
+    assert {(mark.source, mark.value) for mark in marks.values()} == {("human", 4.5), ("human", 1.5)}
+    marks = graded(tmp_path / "apart", {FIRST: [5, 4] * 6}, {SECOND: [4, 3] * 6})
+    assert (marks[FIRST].source, marks[SECOND].source) == ("human", "judge")
+    assert marks[FIRST].basis != marks[SECOND].basis  # by which the ranking refuses one of them
+
+
+def test_models_are_held_against_each_other_over_the_prompts_that_all_have_marks_of(tmp_path: Path) -> None:
+    marks = graded(tmp_path, {FIRST: [2] * 6 + [5] * 6, SECOND: [3] * 6}, {})
+    assert (marks[FIRST].value, marks[FIRST].n) == (2.0, 6)
+    assert (marks[SECOND].value, marks[SECOND].n) == (3.0, 6)
+    assert marks[FIRST].basis == marks[SECOND].basis == "6 prompts marked by people"
+    assert marks[FIRST].doubt == "of 12 prompts with a mark only the 6 that have one for every model"
+    assert marks[SECOND].doubt == "6 of 12 prompts have no mark"
+
+
+def test_a_judge_of_its_own_answers_and_one_that_nobody_has_checked_are_in_doubt(tmp_path: Path) -> None:
+    alone = graded(tmp_path / "alone", {}, {FIRST: [2, 3] * 6, SECOND: [4, 3] * 6}, by=FIRST)
+    assert (alone[FIRST].itself, alone[FIRST].doubt, alone[FIRST].firm) == (True, "it judged its own answers", False)
+    assert alone[SECOND].doubt == f"nobody has checked the marks of {FIRST} against people's"
+    assert (alone[SECOND].itself, alone[SECOND].firm) == (False, False)
+    checked = graded(tmp_path / "checked", {FIRST: [2, 3]}, {FIRST: [2, 3] * 6, SECOND: [4, 3] * 6})
+    assert {(mark.source, mark.doubt, mark.firm) for mark in checked.values()} == {("judge", None, True)}
+
+
+def test_a_narrow_table_keeps_the_number_of_prompts_beside_the_mean(tmp_path: Path) -> None:
+    (table,) = tables(summarise(rundir.read(both(closed_ladder(tmp_path / "run")))))
+    cells = {column.heading: column.cells for column in table.columns}
+    assert [cell.partition(") ")[2] for cell in cells["mark by", "judge (95 %)"]] == ["n 6", "n 3 of 6"]
+    assert f"{SECOND}: no mark by {JUDGE} for 3 of 6 prompts" in (table.note or "")
+
+
+def test_a_judge_of_its_own_answers_is_in_the_verdict_and_beside_the_figure(tmp_path: Path) -> None:
+    models = [model_row(FIRST), model_row(SECOND)]
+    run = write_run(tmp_path / "run", [Planned(Closed(1), model=row["id"]) for row in models], models=models)
+    graded(run, {}, {FIRST: [2, 3] * 6, SECOND: [4, 3] * 6}, by=FIRST)
+    summary = summarise(rundir.read(run), {"quality": 1.0})
+    assert f"{FIRST} judged its own answers" in summary.verdict.text
+    assert summary.decision is not None and summary.decision.ranking is not None
+    assert f"The quality of {FIRST} is in doubt: it judged its own answers." in summary.decision.ranking.verdict
+    assert f"The quality of {SECOND} is in doubt: nobody has checked" in summary.decision.ranking.verdict
+    assert "~2.50 itself" in markdown_text(summary, {})
 
 
 # --- the words --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -297,7 +298,7 @@ async def test_well_formed_malformed_refusing_and_failing_judges_are_told_apart(
         assert found["p2"].said == "I would say 4 of 5" and "HTTP 503" in (found["p4"].reason or "")
         assert "\x1b" not in out + err and "\\x1b[31mand | short" in err
         assert "1 malformed, 1 refused, 1 failed" in out and "~3.00 (1.00 to 5.00)" in out
-        assert "nobody can say what this judge's are worth" in " ".join(out.split())
+        assert "nobody knows what its marks are worth" in " ".join(out.split())
         asked = len(server.records)
         code, out, err = await ended(await started(*words, "--endpoint", server.base_url))
         assert len(server.records) == asked + 1  # what failed is tried again, and nothing else
@@ -323,9 +324,38 @@ async def test_ctrl_c_keeps_what_was_judged(tmp_path: Path) -> None:
         process = await started(*words)
         await eventually(lambda: len(rows(folder / "judgements.jsonl")) >= 2)
         process.send_signal(signal.SIGINT)
-        code, _, err = await ended(process)
-    assert code == 130 and "Traceback" not in err
-    assert 2 <= len(rows(folder / "judgements.jsonl")) < 30
+        code, out, err = await ended(process)
+    assert code == 130 and "Traceback" not in err, err
+    judged = len(rows(folder / "judgements.jsonl"))
+    assert 2 <= judged < 30
+    assert f"interrupted: {judged} of 30 judged; the same command goes on with the other {30 - judged}" in err
+    assert out.endswith(f"Results  {folder}\n")
+    (told,) = json.loads((folder / "summary.json").read_bytes())["quality"]
+    assert [judge["judge"] for judge in told["judges"]] == ["fake-model:1"]
+    assert told["judges"][0]["marks"]["marks"] == judged
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT to one process")
+async def test_ctrl_c_while_marking_leaves_as_q_does_and_makes_the_reports(tmp_path: Path) -> None:
+    folder = run_with(tmp_path, [answer(FIRST, place, f"text {place}") for place in range(3)])
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadbench", "quality", "mark", str(folder)),
+        env=environment(PYTHONPATH=str(ROOT)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(b"4\n")
+    await eventually(lambda: len(rows(folder / "marks.jsonl")) == 1)
+    process.send_signal(signal.SIGINT)
+    code = await asyncio.wait_for(process.wait(), 60)
+    assert process.stdout is not None and process.stderr is not None
+    out, err = (await process.stdout.read()).decode(), (await process.stderr.read()).decode()
+    assert (code, err) == (130, "")
+    assert "1 of 3 are marked by human; the same command goes on with the other 2" in out
+    assert out.endswith(f"Results  {folder}\n")
+    assert json.loads((folder / "summary.json").read_bytes())["quality"][0]["human"]["marks"] == 1
 
 
 async def test_agreement_of_a_judge_with_people_is_reported(tmp_path: Path) -> None:

@@ -127,6 +127,15 @@ def test_every_level_has_its_memory_and_its_verdict(rungs: Summary, monkeypatch:
     assert last[-1] == "out of memory"
 
 
+def test_what_rungs_gave_up_at_their_end_has_a_column(rungs: Summary, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "given" not in console(rungs, 160, monkeypatch).split("by what evidence")[0]
+    last = rungs.levels[3]
+    cut = replace(last, requests=replace(last.requests, failed={"censored": 7}))
+    text = console(replace(rungs, levels=(*rungs.levels[:3], cut)), 160, monkeypatch)
+    rows = rows_of(text, "memory by level: resident memory of its processes")
+    assert [cells(row)[-2] for row in rows[3:7]] == ["0", "0", "0", "7"]
+
+
 def test_where_room_is_short_peak_and_verdict_stay(rungs: Summary, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(console(rungs, 50, monkeypatch), "memory by level")
     last = next(cells(row) for row in rows if row.startswith("8 users"))

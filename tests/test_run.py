@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -15,12 +15,13 @@ import orjson
 import psutil
 import pytest
 
-from loadbench.target.fake import FakeServer, serve
-from loadbench.target.fake_script import Script
+from tests.asking import scripted
 from tests.command import ROOT, ended, environment, eventually, loadbench, rows, started, summary
 
 FILES = {
     "histograms.hlog",
+    "junit.xml",
+    "report.html",
     "report.md",
     "run.json",
     "samples.jsonl",
@@ -44,18 +45,13 @@ def write(folder: Path, *lines: str) -> Path:
     return path
 
 
-@contextlib.asynccontextmanager
-async def scripted(**values: object) -> AsyncIterator[FakeServer]:
-    script = Script(**{"first_token_ms": 5, "gap_ms": 1, **values})  # type: ignore[arg-type]
-    server = await serve(script)
-    try:
-        yield server
-    finally:
-        await server.close()
-
-
 async def run(folder: Path, *words: str, **env: str) -> tuple[int, str, str]:
     return await ended(await started("run", "s.yaml", "--out", "out", *words, cwd=folder, **env))
+
+
+def on_tiny(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run on an embedded service, to the end."""
+    return loadbench("run", "s.yaml", "--model", "synthetic:tiny", "--out", "out", *words, cwd=folder)
 
 
 def children_of(pid: int) -> list[psutil.Process]:
@@ -66,7 +62,7 @@ def children_of(pid: int) -> list[psutil.Process]:
 
 
 def test_a_run_on_the_embedded_service_ends_with_every_file_and_says_what_it_means(folder: Path) -> None:
-    done = loadbench("run", "s.yaml", "--model", "synthetic:tiny", "--out", "out", cwd=folder)
+    done = on_tiny(folder)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (folder / "out").iterdir()} == FILES
     document = summary(folder / "out")
@@ -88,9 +84,7 @@ def test_a_run_on_the_embedded_service_ends_with_every_file_and_says_what_it_mea
 
 
 def test_a_run_without_streams_has_no_first_token(folder: Path) -> None:
-    done = loadbench(
-        "run", "s.yaml", "--model", "synthetic:tiny", "--set", "request.stream=false", "--out", "out", cwd=folder
-    )
+    done = on_tiny(folder, "--set", "request.stream=false")
     assert done.returncode == 0, done.stderr
     level = summary(folder / "out")["levels"][0]
     assert level["latency_ms"]["ttft"]["service"]["n"] == 0
@@ -100,9 +94,7 @@ def test_a_run_without_streams_has_no_first_token(folder: Path) -> None:
 
 
 def test_open_loop_on_the_embedded_service(folder: Path) -> None:
-    done = loadbench(
-        "run", "s.yaml", "--model", "synthetic:tiny", "--rate", "50/s", "--duration", "2s", "--out", "out", cwd=folder
-    )
+    done = on_tiny(folder, "--rate", "50/s", "--duration", "2s")
     assert done.returncode == 0, done.stderr
     level = summary(folder / "out")["levels"][0]
     assert level["load"] == {"kind": "open", "rate_per_s": 50.0, "arrivals": "poisson"}
@@ -118,17 +110,7 @@ def test_a_context_that_is_exceeded_is_recognised_under_http_200(folder: Path) -
         "stages: [{concurrency: 1, requests: 3}]",
         "warmup: {requests: 0}",
     )
-    done = loadbench(
-        "run",
-        "s.yaml",
-        "--model",
-        "synthetic:tiny",
-        "--set",
-        "prompts=[{name: long, input_tokens: {mean: 4000}}]",
-        "--out",
-        "out",
-        cwd=folder,
-    )
+    done = on_tiny(folder, "--set", "prompts=[{name: long, input_tokens: {mean: 4000}}]")
     assert done.returncode == 94, done.stderr
     level = summary(folder / "out")["levels"][0]
     assert level["requests"]["failed"] == {"context_exceeded": 3}
@@ -138,19 +120,8 @@ def test_a_context_that_is_exceeded_is_recognised_under_http_200(folder: Path) -
 
 def test_requests_given_up_do_not_hurt_the_service(folder: Path) -> None:
     write(folder, "stages: [{concurrency: 2, requests: 4}]", "warmup: {requests: 0}")
-    done = loadbench(
-        "run",
-        "s.yaml",
-        "--model",
-        "synthetic:tiny",
-        "--set",
-        "deadlines={first_token: 0.3s, total: 0.3s}",
-        "--set",
-        "request.max_tokens=1900",
-        "--out",
-        "out",
-        cwd=folder,
-    )
+    deadlines = "deadlines={first_token: 0.3s, total: 0.3s}"
+    done = on_tiny(folder, "--set", deadlines, "--set", "request.max_tokens=1900")
     assert done.returncode == 94, done.stderr
     level = summary(folder / "out")["levels"][0]
     assert set(level["requests"]["failed"]) == {"total_deadline"}
@@ -249,7 +220,21 @@ async def test_ctrl_c_before_anything_is_measured_leaves_nothing(folder: Path) -
         code, _, err = await ended(process)
     assert code == 130, err
     assert "Traceback" not in err
+    assert err.endswith("\nloadbench: interrupted before anything was measured\n")
     assert not (folder / "out").exists()
+
+
+async def test_the_line_of_a_level_that_ended_in_its_drain_has_no_rates_that_the_report_has_otherwise(
+    folder: Path,
+) -> None:
+    write(folder, "stages: [{concurrency: 4, requests: 3}, {concurrency: 2, requests: 40}]")
+    async with scripted(first_token_ms=100) as server:
+        process = await started("run", "s.yaml", "--endpoint", server.base_url, "--out", "out", cwd=folder)
+        _, _, err = await ended(process)
+    short, long = (line for line in err.splitlines() if " ended: " in line)
+    assert "req/s" not in short and "TTFT p50" in short and "0 failed" in short
+    assert "req/s" in long
+    assert summary(folder / "out")["levels"][0]["throughput"]["requests_per_s"] > 5
 
 
 async def test_the_report_is_made_from_the_directory_alone(folder: Path) -> None:

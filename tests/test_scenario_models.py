@@ -73,6 +73,9 @@ def test_an_empty_variable_counts_as_unset(home: Path, empty: str) -> None:
 
 def test_a_variable_with_no_model_or_one_twice_is_refused_by_its_name(home: Path) -> None:
     assert refusal("seed: 1", BENCH_MODELS=" , ") == "BENCH_MODELS: expected models with commas between them, got ,"
+    assert (
+        refusal("seed: 1", BENCH_MODELS="a, ,b") == "BENCH_MODELS: expected models with commas between them, got a, ,b"
+    )
     assert refusal("seed: 1", BENCH_MODELS="a,b,a") == "BENCH_MODELS: models: expected each model once, got a 2 times"
     assert refusal("seed: 1\nmodels: [a, a]") == "s.yaml:2: models: expected each model once, got a 2 times"
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +22,10 @@ from loadbench.hdr import HlogReader, split_tag
 from loadbench.records import Closed, Level, Load, Open, Request, Trace
 from loadbench.scenario.prompts import PromptMix
 from loadbench.scenario.schema import Scenario
-from loadbench.target.fake import FakeServer, serve
-from loadbench.target.fake_script import script_from
-from tests.asking import wire_to
+from loadbench.target.fake import FakeServer
+from tests.asking import scripted, wire_to
 from tests.command import ended, eventually, rows, started, summary
 from tests.virtual import PROMPT, sample
-
-
-@contextlib.asynccontextmanager
-async def scripted(**values: object) -> AsyncIterator[FakeServer]:
-    server = await serve(script_from({"first_token_ms": 5, "gap_ms": 1, **values}, "test"))
-    try:
-        yield server
-    finally:
-        await server.close()
 
 
 def write(folder: Path, stages: str) -> None:

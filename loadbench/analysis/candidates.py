@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from loadbench.analysis import words
 from loadbench.analysis.decision import Candidate, Decision, Figure
-from loadbench.analysis.interval import Z
+from loadbench.analysis.interval import Z, wilson
 from loadbench.analysis.memory_fit import OFF_SHARE, PAGES_BYTES
 from loadbench.analysis.metrics import LATENCIES
-from loadbench.analysis.points import see
+from loadbench.analysis.points import BUSY_SHARE, SERVES_ON, see
 from loadbench.analysis.ranking import rank
 from loadbench.analysis.rundir import RunData
 from loadbench.analysis.span import Span
@@ -42,6 +43,7 @@ class _Measured:
     summary: Summary
     lowest: Level | None
     absent: str  # why it has no levels
+    after: str | None  # the model that the same process had held before
 
 
 def decide(
@@ -52,19 +54,34 @@ def decide(
     if len(run.facts["models"]) < 2 and not asked:
         return None
     pairs = [pair for pair in zip(summary.levels, spans, strict=True) if not pair[1].is_rung]
-    candidates = tuple(_candidate(_of(row, pairs, summary)) for row in run.facts["models"])
+    after = _after(run)
+    rows = enumerate(run.facts["models"])
+    candidates = tuple(_candidate(replace(_of(row, pairs, summary), after=after.get(place))) for place, row in rows)
     return Decision(candidates, rank(candidates, weights) if weights else None)
 
 
 def _of(row: Mapping[str, Any], pairs: Sequence[tuple[Level, Span]], summary: Summary) -> _Measured:
     mine = [pair for pair in pairs if pair[0].model == row["id"]]
-    absent = "it has no level"
-    if row["status"] != "ok":
-        where = f" at {row['failed_at']}" if row.get("failed_at") else ""
-        absent = f"{row['status']}{where}" + (f": {row['reason']}" if row["reason"] else "")
+    absent = "no level of it was run" if row["status"] == "ok" else "not measured"
     answered = [level for level, _ in mine if level.requests.ok]
     lowest = min(answered or [level for level, _ in mine], key=load_order, default=None)
-    return _Measured(row, mine, summary, lowest, absent)
+    return _Measured(row, mine, summary, lowest, absent, None)
+
+
+def _after(run: RunData) -> dict[int, str]:
+    """By place in the scenario, the model that was loaded last before it by the same process.
+
+    The embedded service is started anew for every model; any other keeps what it has once taken.
+    """
+    if run.facts["endpoint"].get("embedded"):
+        return {}
+    rows, found, last = run.facts["models"], dict[int, str](), None
+    for place in run.facts.get("model_order") or range(len(rows)):
+        if last is not None:
+            found[place] = last
+        if rows[place]["load_ms"] is not None or rows[place].get("failed_at") in ("load", "answer"):
+            last = rows[place]["id"] or rows[place]["asked"]
+    return found
 
 
 def load_order(level: Level) -> tuple[int, float, int]:
@@ -148,16 +165,31 @@ def _latency(of: _Measured, metric: str, statistic: str) -> Figure:
         few = f"{told.n} samples, where it takes {LEASTS[statistic]}"
         return Figure(None, n=told.n, at=at, because=few if told.n else why)
     reach: Range | None = getattr(told.interval_95, statistic, None)
+    doubt = _doubt(level)
+    kept = None if doubt else reach
+    rough = None if kept else reach
+    if rough is None and kept is None and statistic == "p50":
+        rough = of_median(_values(of, level, metric))
     return Figure(
         value=value,
-        interval_95=reach,
+        interval_95=kept,
         n=told.n,
-        firm=statistic not in told.indicative,
+        firm=doubt is None and statistic not in told.indicative,
         source="measured",
         at=at,
-        because=None if reach else told.not_estimable,
-        rough=None if reach or statistic != "p50" else of_median(_values(of, level, metric)),
+        because=doubt or (None if reach else told.not_estimable),
+        rough=rough,
     )
+
+
+def _doubt(level: Level) -> str | None:
+    """Why the level's times are not the target's own, as ``points`` doubts what it served."""
+    if level.client.bound:
+        return f"the client was the limit: {'; '.join(level.client.bound_because)}"
+    if level.target.state not in SERVES_ON:
+        return f"the target was {level.target.state} after it"
+    others = level.client.others_share
+    return f"other programs used {others:.0%} of this machine's CPU" if others and others > BUSY_SHARE else None
 
 
 def _values(of: _Measured, level: Level, metric: str) -> Floats:
@@ -195,8 +227,7 @@ def _speed(of: _Measured) -> Figure:
 def _best(of: _Measured) -> Figure:
     found = [_rate(of, level) for level, _ in of.levels]
     told = [figure for figure in found if figure.value is not None]
-    firm = [figure for figure in told if figure.firm]
-    best = max(firm or told, key=lambda figure: figure.value or 0.0, default=None)
+    best = max(told, key=lambda figure: figure.value or 0.0, default=None)  # a doubt about it is told, never left out
     return _or(best, of.absent if not of.levels else "no level gave a token")
 
 
@@ -231,19 +262,36 @@ def _loaded(of: _Measured) -> Figure:
     takes = next((memory for memory in of.summary.memory if memory.model == row["id"]), None)
     if takes is not None and takes.of == "gpu":
         held = [level.memory.before_bytes for level, _ in of.levels if level.memory and level.memory.before_bytes]
-        return _size(held[0]) if held else _absent("GPU memory was not read before its first level")
+        return _held(of, held[0]) if held else _absent("GPU memory was not read before its first level")
     idle, loaded = row.get("rss_idle_bytes"), row.get("rss_loaded_bytes")
     if idle is None or loaded is None:
         return _absent(of.absent if row["status"] != "ok" else "the service's memory was not read around the load")
     if loaded <= idle:
         return _absent("the service held no more after the load than before: it had kept what an earlier model took")
-    return _size(loaded - idle)
+    return _held(of, loaded - idle)
 
 
-def _size(value: int) -> Figure:
+def _held(of: _Measured, value: int) -> Figure:
     """Bytes that were read once, as sure as a reading of resident memory is."""
     off = PAGES_BYTES + OFF_SHARE * value
-    return Figure(value, n=1, firm=True, source="measured", rough=(max(value - off, 1.0), value + off))
+    if of.after is not None:
+        why = f"at least: the same process had held {of.after}, and what that left behind was there to be used again"
+        return Figure(value, n=1, firm=False, source="measured", because=why, at_least=True)
+    if value <= off:
+        return _absent(f"{words.size(value)} more than before, and a reading is {words.size(off)} off")
+    pressed = {level.memory.verdict for level, _ in of.levels if level.memory} & {*_PRESSED}
+    told = [_PRESSED[verdict] for verdict in sorted(pressed)]
+    told += [_APART] if len({takes.of == "gpu" for takes in of.summary.memory}) > 1 else []
+    doubt = "; ".join(told) or None
+    rough = (max(value - off, 1.0), value + off)
+    return Figure(value, n=1, firm=doubt is None, source="measured", because=doubt, rough=rough)
+
+
+_APART = "of this run's models some are in a GPU's memory and some in the machine's: two different things"
+_PRESSED = {
+    "spills": "memory spilled under load: what is swapped out, or shared with the host, is not counted",
+    "under_pressure": "the machine was short of memory: what is swapped out is not counted",
+}
 
 
 def _per_stream(of: _Measured) -> Figure:
@@ -283,7 +331,8 @@ def _quality(of: _Measured) -> Figure:
         why = of.absent if of.row["status"] != "ok" else "no answer of it has a mark"
         return _absent(why)
     mark = found.mark
-    return Figure(mark.value, mark.interval_95, mark.n, mark.firm, mark.source)
+    source = "itself" if mark.itself else mark.source
+    return Figure(mark.value, mark.interval_95, mark.n, mark.firm, source, mark.basis, mark.doubt)
 
 
 def _outcomes(of: _Measured) -> Counter[str]:
@@ -296,10 +345,7 @@ def _failed(of: _Measured) -> Figure:
     if not n:
         return _absent(of.absent)
     share = _outcomes(of).total() / n
-    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    reach = (max(0.0, middle - half), min(1.0, middle + half))
-    return Figure(share, reach, n, n >= FLOORS["p95"], "measured")
+    return Figure(share, wilson(share, n), n, n >= FLOORS["p95"], "measured")
 
 
 def _joules(of: _Measured) -> Figure:
@@ -309,8 +355,10 @@ def _joules(of: _Measured) -> Figure:
     at, energy = load_title(level.load), level.energy
     if energy is None or energy.joules_per_output_token is None:
         return Figure(None, at=at, because=energy.because if energy else "no power was read, and none is stated")
+    if not energy.joules_per_output_token or not energy.watts:
+        return Figure(None, at=at, because="the power that was read is 0 W: its meter does not count here")
     value, rate = energy.joules_per_output_token, _rate(of, level)
-    watts = energy.watts or 0.0
+    watts = energy.watts
     spread = energy.watts_interval_95 or (watts, watts)
     reach = (
         rate.reach

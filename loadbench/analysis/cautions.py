@@ -16,6 +16,7 @@ from loadbench.analysis.span import Span, headline_of
 from loadbench.analysis.stats import FLOORS, NS_PER_MS, Distribution
 from loadbench.analysis.steady import FIRST_BINS, drift
 from loadbench.analysis.summary import Caution, Client, ClosedLoad, Latencies, Level, Road, Summary
+from loadbench.analysis.words import listed
 from loadbench.outcomes import OUTCOMES
 from loadbench.records import load_title
 from loadbench.target.state import DEAD
@@ -318,18 +319,28 @@ def _whole(summary: Summary, run: RunData) -> Found:
             f"{STATUS[summary.status]}{why}",
             "repeat it: the command is in the report",
         )
-    left_out = sum(len(left.loads) for left in summary.not_run)  # by a rule, which is told as what it is
-    missing = summary.levels_planned - len(summary.levels) - left_out
-    if missing > 0:
-        yield "not_run", f"{missing} of {summary.levels_planned} planned levels were not run", "repeat the run"
-    for model in summary.models:
-        name = model.id or model.asked
-        if model.synthetic:
-            reason = f"{name} has random weights: its timings are the engine's, its words mean nothing"
-            yield "synthetic", reason, "name a real model to learn about that model"
-        if model.status != "ok":
-            why = f": {model.reason}" if model.reason else ""
-            yield "model", f"{name} was not measured ({model.status}){why}", "see that the endpoint can load it"
+    told = {level.index for level in summary.levels}  # and what a rule left out, which is told as what it is
+    told |= {index for left in run.facts.get("not_run") or () for index in left["levels"]}
+    failed = {model.id for model in summary.models if model.status == "failed"}  # which is told below
+    missing = [plan for plan in run.facts["levels"] if plan["index"] not in told and plan["model"] not in failed]
+    if missing:
+        yield "not_run", f"{len(missing)} of {summary.levels_planned} planned levels were not run", "repeat the run"
+    timed = [model.id or model.asked for model in summary.models if model.synthetic and model.status == "ok"]
+    if timed:
+        have, its = ("has", "its") if len(timed) == 1 else ("have", "their")
+        reason = f"{listed(timed)} {have} random weights: {its} timings are the engine's, {its} words mean nothing"
+        yield "synthetic", reason, "name a real model to learn about that model"
+    for model, row in zip(summary.models, run.facts["models"], strict=True):
+        name, why = model.id or model.asked, f": {model.reason}" if model.reason else ""
+        if model.status == "failed":
+            where = f" at {row['failed_at']}" if row.get("failed_at") else ""
+            yield "model", f"{name} failed{where}{why}", "see that the endpoint can load it"
+        elif model.status != "ok":
+            yield "model", f"{name} was not measured ({model.status}){why}", "repeat the run"
+    for quality in summary.quality:
+        if quality.mark and quality.mark.itself:
+            reason = f"{quality.model} judged its own answers, and its mark stands on that"
+            yield "judged_itself", reason, "let a model judge that is none of those compared, or mark answers yourself"
     for memory in summary.memory:
         for share in (memory.per_token, memory.per_stream):
             if share.value_bytes is not None and share.interval_95 is None and share.not_told:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,9 +16,11 @@ from loadbench.analysis.stats import Range
 class Figure:
     """One figure of a candidate. ``value`` None: ``because`` says why; else that says why it has no interval.
 
-    ``source`` is measured, stated (by the user), told (by the service or a file), or who gave the marks: human, judge.
-    ``at`` is the load that it is of. ``firm`` is False for one that is indicative: on few samples, or on one load of
-    the model. ``rough`` is for figures without an interval: too narrow to rely on, wide enough to doubt by.
+    ``source`` is measured, stated (by the user), told (by the service or a file), or who gave the marks: human, judge,
+    or itself, a judge of its own answers. ``at`` is the load that it is of; of marks, who gave them and to which
+    prompts. ``firm`` is False for one that is indicative: on few samples, on one load of the model, or of a level that
+    is in doubt. ``rough`` is for figures without an interval: too narrow to rely on, wide enough to doubt by.
+    ``at_least``: it may be any amount more.
     """
 
     value: float | None
@@ -28,10 +31,13 @@ class Figure:
     at: str | None = None
     because: str | None = None
     rough: Range | None = None
+    at_least: bool = False
 
     @property
     def reach(self) -> Range | None:
         """How far chance may have moved it, as well as that is known."""
+        if self.at_least and self.value is not None:
+            return self.value, math.inf
         return self.interval_95 or self.rough
 
 
@@ -147,7 +153,7 @@ FIGURES: Mapping[str, Compared] = {
     "tokens_per_s": Compared("tok/s at 1 user", "tok/s", "Output tokens per second with one user."),
     "best_tokens_per_s": Compared("best tok/s", "tok/s", "The most output tokens per second, of all its levels."),
     "quality": Compared("quality", "", "Mean mark, 1 to 5: by people, else by a judging model."),
-    "failed_share": Compared("failed", "share", "Requests that did not succeed ÷ attempted, all its levels together."),
+    "failed_share": Compared("failed requests", "share", "Requests that failed ÷ attempted, all its levels together."),
     "memory_loaded_bytes": Compared("memory loaded", "bytes", "What the service holds more after the load."),
     "memory_per_stream_bytes": Compared("memory per stream", "bytes", "What each request in flight takes, by the fit."),
     "cold_start_ms": Compared("cold start", "ms", "Load and first token after it; the download is apart."),

@@ -158,7 +158,13 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class NotRun:
-    """Levels that a stop rule left out: ``rule`` is gain, slo, error_rate, over_capacity, degraded or time."""
+    """Levels that a rule left out.
+
+    Those of a ladder: ``rule`` is gain, slo, error_rate, over_capacity, degraded or time. Those of a memory ladder:
+    memory_limit (it took as much as was to be reached), memory_floor (the guard), memory_failure (the target failed for
+    want of memory, or died), target_degraded (it failed for another reason), not_started (no fresh process for that
+    one rung, after no level). Those of a model: target_died.
+    """
 
     model: str
     stage: int

@@ -26,6 +26,13 @@ requests 88 to 96."""
 MOST_LOAD = 0.7  # MEASUREMENT.md, "How sure we are"
 
 
+def wilson(share: float, n: int) -> Range:
+    """The score interval of a share of ``n`` (Wilson 1927): none of zero width where it is of none or of all."""
+    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def effective_n(series: Floats) -> float:
     """How many independent values the series is worth for its mean: n / (1 + 2 Σ autocorrelation).
 

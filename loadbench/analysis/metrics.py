@@ -41,7 +41,7 @@ class Window:
     """What rates are made of: a level's samples and the time in which it was under its load, without its warm-up.
 
     ``inside`` marks the requests that were due in that time; ``good`` those that met the SLO, None where there is none
-    for single requests. ``latency_ms`` is by metric and series.
+    for single requests. ``latency_ms`` is by metric and series. ``watts`` is the mean power, where it is known.
     """
 
     samples: Samples
@@ -51,6 +51,7 @@ class Window:
     start_ns: int
     end_ns: int
     latency_ms: Mapping[str, Mapping[str, Distribution]]
+    watts: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -105,6 +106,11 @@ def _tokens_inside(window: Window) -> float:
         later_share = np.where(span_ns > 0, np.clip(inside_ns / span_ns, 0.0, 1.0), inside_ns >= 0)
     first_inside = (first_ns >= window.start_ns) & (first_ns <= window.end_ns)
     return float(np.sum(np.minimum(tokens, 1.0) * first_inside + np.maximum(tokens - 1.0, 0.0) * later_share))
+
+
+def _joules_per_token(window: Window) -> float | None:
+    tokens_per_s = window.per_s(_tokens_inside(window))
+    return window.watts / tokens_per_s if window.watts is not None and tokens_per_s else None
 
 
 def _per_user(window: Window) -> float | None:
@@ -238,6 +244,15 @@ RATES: dict[str, Rate] = {
             "share",
             "Time in gaps over 1 s ÷ time from the first to the last token, all these answers together.",
             _stall_time_share,
+            lower_is_better=True,
+        ),
+        Rate(
+            "joules_per_output_token",
+            "J/token",
+            "J",
+            "Mean power in the level's window ÷ output tok/s: of the GPUs that the target uses, as measured, or as"
+            " stated by the scenario.",
+            _joules_per_token,
             lower_is_better=True,
         ),
     )

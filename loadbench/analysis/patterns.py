@@ -12,17 +12,22 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 LIMIT_S = 1.0
-"""An honest pattern takes milliseconds on the longest answer; starting the process is in the first one's time."""
+"""An honest pattern takes milliseconds on the longest answer."""
+
+START_LIMIT_S = 60.0  # Python starts in 0.1 s; a cold disk and a virus scanner take longer
 
 MOST_GIVEN_UP = 3
 """A pattern that was given up so often is looked for no more: a thousand answers must not take a thousand seconds."""
 
 _PROGRAM = """
 import json, re, sys
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
 for line in sys.stdin:
     pattern, ignore_case, text = json.loads(line)
     found = re.search(pattern, text, re.IGNORECASE if ignore_case else 0)
@@ -53,7 +58,7 @@ class Patterns:
         return False if False in found else None if None in found else True
 
     def found(self, pattern: str, text: str, *, ignore_case: bool) -> bool | None:
-        """Whether the pattern is somewhere in the text; None where looking took too long."""
+        """Whether the pattern is somewhere in the text; None where looking took too long, or ended who looked."""
         if self._given_up[pattern] >= MOST_GIVEN_UP:
             return None
         answer = self._ask(json.dumps([pattern, ignore_case, text]).encode() + b"\n")
@@ -64,19 +69,24 @@ class Patterns:
         return answer == b"1"
 
     def _ask(self, question: bytes) -> bytes:
-        process = self._process
-        if process is None or process.poll() is not None:
+        if self._process is None or self._process.poll() is not None:
+            self._end()
             pipe = subprocess.PIPE
             command = [sys.executable, "-I", "-S", "-c", _PROGRAM]
-            process = self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+            self._say(self._process, b"", START_LIMIT_S)  # how long it takes to start is not the pattern's
+        return self._say(self._process, question, self._limit_s)
+
+    def _say(self, process: subprocess.Popen[bytes], question: bytes, limit_s: float) -> bytes:
+        """What it says to this, or when it has started; nothing where it ends, by the limit or by the pattern."""
         assert process.stdin is not None and process.stdout is not None
-        timer = threading.Timer(self._limit_s, process.kill)
+        timer = threading.Timer(limit_s, process.kill)
         timer.start()
         try:
             process.stdin.write(question)
             process.stdin.flush()
             return process.stdout.readline().strip()
-        except OSError:  # killed, or ended by a pattern that it cannot take
+        except OSError:
             return b""
         finally:
             timer.cancel()
@@ -84,5 +94,6 @@ class Patterns:
     def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            with suppress(OSError):  # a question that was never read may lie in the pipe still
+                self._process.communicate()
             self._process = None

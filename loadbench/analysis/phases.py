@@ -129,7 +129,8 @@ def _decode(spans: Sequence[Span]) -> Fit:
     for span in spans:
         users, values_ms = _users(span), _values(span, "tpot")
         values_ms = values_ms[~np.isnan(values_ms)]
-        if users is not None and values_ms.size >= FLOORS["p50"]:
+        # A median of 0 says that answers came in one piece, and nothing of their tokens.
+        if users is not None and values_ms.size >= FLOORS["p50"] and np.median(values_ms) > 0:
             points.append((users, float(np.median(values_ms)), span.events.index))
     levels = tuple(level for _, _, level in points)
     loads = len({users for users, _, _ in points})

@@ -62,7 +62,7 @@ def see(span: Span, level: Level) -> Seen:
     stream_ms = _mean_ms(samples.last_token_ns - samples.first_token_ns, share * ok)
     doubt, ours = None, client_bound(level.client, level.latency_ms, whole=True)
     if ended < FLOORS["p50"]:
-        doubt = f"{ended} requests succeeded once every user had an answer; it takes {FLOORS['p50']}"
+        doubt = f"only answers after every user's first count here, and there are {ended}; it takes {FLOORS['p50']}"
     elif closed and e2e_ms and seconds < e2e_ms / 1e3:
         doubt = f"{seconds:.1f} s were left once every user had an answer, and an answer takes {e2e_ms / 1e3:.1f} s"
     elif ours:

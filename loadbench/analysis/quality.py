@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from loadbench.analysis import quality_rows as rows
 from loadbench.analysis.agreement import Agreement, agreement
+from loadbench.analysis.interval import wilson
 from loadbench.analysis.patterns import Patterns
 from loadbench.analysis.quality_rows import HIGHEST, LOWEST, Answer, Judgement, Key, Mark
 from loadbench.analysis.stats import TELLS, Range
@@ -23,7 +24,7 @@ LEAST_PROMPTS = 10
 """Prompts from which on a mean is firm. Its interval by Student's t, simulated on seven ways of giving marks, holds the
 truth 84 to 100 times of 100 at 10 prompts and at 20: where one answer in twenty is bad, it may be in none of them."""
 
-Z = 1.959964
+LEAST_MARKED = 2  # prompts that a mean with its interval takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +75,11 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """The mark that a decision stands on: people's where there is one, else that of the judge with the most marks.
+    """The mark that a decision stands on: of one source and over the same prompts for every model that has any.
 
-    ``n`` is prompts.
+    That source is the one that marked most models, people before judges, and of judges the one with the most marks.
+    ``n`` is prompts, and ``basis`` says whose marks and to which; a model that has none of that source stands on its
+    own marks, with another basis. ``itself``: the judge is the model. ``doubt`` says why it may not be worth much.
     """
 
     value: float
@@ -85,6 +88,9 @@ class Graded:
     firm: bool
     source: Literal["human", "judge"]
     by: str
+    basis: str = ""
+    itself: bool = False
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,11 @@ def of_run(folder: Path, models: Iterable[str]) -> tuple[tuple[Quality, ...], tu
             if (mine := [answer for answer in answers if answer.model == model])
         ]
     known = _known(answers)
-    return tuple(told), tuple(_agreements(None, _current(marks, known)[0], _current(judgements, known)[0]))
+    by_people, by_judges = _current(marks, known)[0], _current(judgements, known)[0]
+    overall = tuple(_agreements(None, by_people, by_judges))
+    checked = {found.judge for found in overall}
+    graded = _graded(by_people, by_judges, checked, {quality.model: quality.prompts for quality in told})
+    return tuple(replace(quality, mark=graded.get(quality.model)) for quality in told), overall
 
 
 Said = TypeVar("Said", Mark, Judgement)
@@ -159,7 +169,7 @@ def _of_model(
         judges=judges,
         agreements=tuple(_agreements(model, current, said)),
         outdated=old + old_said,
-        mark=_graded(human, judges),
+        mark=None,
     )
 
 
@@ -184,7 +194,7 @@ def _mean(marks: Iterable[tuple[str, int]]) -> Mean:
     for prompt, mark in marks:
         by_prompt[prompt].append(mark)
     n, count = len(by_prompt), sum(map(len, by_prompt.values()))
-    if n < 2:
+    if n < LEAST_MARKED:
         why = "no answer is marked" if not n else "one prompt is marked; a mean with its interval takes two"
         return Mean(n, count, None, None, False, why)
     values = [sum(each) / len(each) for each in by_prompt.values()]
@@ -199,15 +209,65 @@ def _mean(marks: Iterable[tuple[str, int]]) -> Mean:
     return Mean(n, count, mean, (max(low, LOWEST), min(high, HIGHEST)), n >= LEAST_PROMPTS, None)
 
 
-def _graded(human: Mean, judges: Sequence[Judged]) -> Graded | None:
-    most = max(judges, key=lambda judged: judged.marks.marks, default=None)
-    if (told := human).mean is None and most is not None:
-        told = most.marks
-    if told.mean is None or told.interval_95 is None:
-        return None
-    source: Literal["human", "judge"] = "human" if told is human else "judge"
-    by = "people" if told is human or most is None else most.judge
-    return Graded(told.mean, told.interval_95, told.prompts, told.firm, source, by)
+PEOPLE = "people"
+Given = dict[str, list[tuple[str, int]]]  # by model, prompts with their marks
+
+
+def _graded(
+    marks: Sequence[Mark], judgements: Sequence[Judgement], checked: Collection[str], asked: Mapping[str, int]
+) -> dict[str, Graded]:
+    """Each model's mark, on a basis that they share as far as there is one.
+
+    ``checked`` are judges that can be held against people; ``asked`` is how many prompts each model was asked.
+    """
+    sources: dict[str | None, Given] = {None: _given((mark.key, mark.mark) for mark in marks)}  # None: people
+    for judge in dict.fromkeys(one.judge for one in judgements):
+        sources[judge] = _given((one.key, one.mark) for one in judgements if one.judge == judge and one.mark)
+    order = sorted(sources, key=lambda judge: (judge is not None, -sum(map(len, sources[judge].values()))))
+    models = dict.fromkeys(model for given in sources.values() for model in given)
+    shared = max(order, key=lambda judge: len(sources[judge]))
+    sets = [{prompt for prompt, _ in each} for each in sources[shared].values()]
+    prompts = set.intersection(*sets) if sets else set[str]()
+    found = {}
+    for model in models:
+        own = [judge for judge in (shared, *order) if model in sources[judge]]
+        common = own[0] == shared and len(prompts) >= LEAST_MARKED
+        mark = _grade(model, own[0], sources[own[0]][model], prompts if common else None, checked)
+        left = asked[model] - len({prompt for prompt, _ in sources[own[0]][model]})
+        lacks = [f"{left} of {asked[model]} prompts have no mark"] if left else []
+        found[model] = replace(mark, doubt="; ".join([*filter(None, [mark.doubt]), *lacks]) or None)
+    return found
+
+
+def _given(marks: Iterable[tuple[Key, int]]) -> Given:
+    """Marks by model, of the models of which so many prompts have one that there is a mean."""
+    found: Given = defaultdict(list)
+    for (model, prompt, _), mark in marks:
+        found[model].append((prompt, mark))
+    return {model: each for model, each in found.items() if len({prompt for prompt, _ in each}) >= LEAST_MARKED}
+
+
+def _grade(
+    model: str, judge: str | None, marks: list[tuple[str, int]], shared: set[str] | None, checked: Collection[str]
+) -> Graded:
+    """By people, or by this judge; of the prompts that all models have marks of, None: there are too few."""
+    own = {prompt for prompt, _ in marks}
+    told = _mean((prompt, mark) for prompt, mark in marks if shared is None or prompt in shared)
+    assert told.mean is not None and told.interval_95 is not None
+    doubts, by = [], judge or PEOPLE
+    basis = f"{told.prompts} prompts marked by {by}"
+    if shared is None:
+        basis = f"marks by {by} of {', '.join(sorted(own))}"
+    elif shared != own:
+        doubts.append(f"of {len(own)} prompts with a mark only the {len(shared)} that have one for every model")
+    if judge == model:
+        doubts.append("it judged its own answers")
+    elif judge is not None and judge not in checked:
+        doubts.append(f"nobody has checked the marks of {judge} against people's")
+    firm = told.firm and (judge is None or (judge != model and judge in checked))
+    source: Literal["human", "judge"] = "human" if judge is None else "judge"
+    doubt = "; ".join(doubts) or None
+    return Graded(told.mean, told.interval_95, told.prompts, firm, source, by, basis, judge == model, doubt)
 
 
 def _agreements(model: str | None, marks: Sequence[Mark], judgements: Sequence[Judgement]) -> Iterable[Agreement]:
@@ -235,14 +295,7 @@ def _checked(answers: Sequence[Answer], patterns: Patterns) -> Checked | None:
     results = [result for each in by_prompt.values() for result in each]
     n = len(by_prompt)
     share = sum(sum(map(bool, each)) / len(each) for each in by_prompt.values()) / n
-    return Checked(results.count(True), len(results), results.count(None), share, n, _wilson(share, n))
-
-
-def _wilson(share: float, n: int) -> Range:
-    """The score interval of a share (Wilson 1927), which holds where none or all passed, too."""
-    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return Checked(results.count(True), len(results), results.count(None), share, n, wilson(share, n))
 
 
 def passes(text: str, checks: Checks, patterns: Patterns) -> bool | None:

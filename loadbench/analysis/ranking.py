@@ -15,16 +15,15 @@ make it, and true however the figures of a model hang together. Scores whose rea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from loadbench.analysis.decision import CRITERIA, Candidate, Criterion, Figure, Place, Ranking, Term
 from loadbench.analysis.stats import Range
-from loadbench.analysis.words import listed
+from loadbench.analysis.words import listed, number, time
 from loadbench.errors import UsageError
 
 LEAST = 1e-9  # a ratio never falls to 0: its logarithm has to exist
-MOST_WORDS = 160  # characters of a reason in the verdict
 NEAR = 1e-12  # scores of equal figures are equal, whatever the last bit says
 
 
@@ -33,6 +32,8 @@ def weights_of(text: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, equals, number = (word.strip() for word in part.partition("="))
+        if not part.strip() and text.strip():
+            raise UsageError("--weights: expected NAME=NUMBER on both sides of each comma, got nothing beside one")
         if not equals or not name:
             raise UsageError(
                 f"--weights: expected NAME=NUMBER,… such as ttft=3,quality=2, got {part.strip() or 'nothing'}"
@@ -62,7 +63,39 @@ def rank(candidates: Sequence[Candidate], weights: Mapping[str, float]) -> Ranki
         for candidate, why in zip(candidates, because, strict=True)
         if why is not None
     )
-    return Ranking(dict(weights), places + left, _verdict(places, left, weights))
+    return Ranking(dict(weights), places + left, " ".join([_verdict(places, left, weights), *_doubts(able, weights)]))
+
+
+def _doubts(able: Sequence[Candidate], weights: Mapping[str, float]) -> Iterator[str]:
+    """What the marks of a judge are worth, and which other figures stand on a measurement that is in doubt."""
+    for name in weights:
+        doubted: dict[str, list[str]] = {}
+        for candidate in able:
+            figure = figure_of(candidate, name)
+            if figure.because and (name == "quality" or figure.at_least):
+                doubted.setdefault(figure.because, []).append(candidate.model)
+        for because, models in doubted.items():
+            yield f"The {name} of {listed(models)} is in doubt: {because}."
+
+
+def side_by_side(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Several models in a sentence: how soon each begins and how much it gives, and which of them gave nothing."""
+    told = []
+    for candidate in candidates:
+        name = candidate.model
+        first, most = candidate.ttft_p50_ms, candidate.best_tokens_per_s
+        if candidate.status != "ok":
+            told.append(f"{name} {candidate.status}" + (f" at {candidate.failed_at}" if candidate.failed_at else ""))
+            continue
+        parts = [] if first.value is None else [f"TTFT p50 {_sure(first)}{time(first.value)} at {first.at}"]
+        parts += [] if most.value is None else [f"at best {_sure(most)}{number(most.value)} tok/s at {most.at}"]
+        told += [f"{name} {', '.join(parts)}"] if parts else []
+    if len(told) > 1:
+        yield f"Side by side: {'; '.join(told)}."
+
+
+def _sure(figure: Figure) -> str:
+    return "" if figure.firm else "about "
 
 
 def figure_of(candidate: Candidate, criterion: str) -> Figure:
@@ -74,8 +107,8 @@ def figure_of(candidate: Candidate, criterion: str) -> Figure:
 def _unranked(candidate: Candidate, candidates: Sequence[Candidate], weights: Mapping[str, float]) -> str | None:
     """Why it cannot be ranked by these weights."""
     if candidate.status != "ok":
-        where = f" at {candidate.failed_at}" if candidate.failed_at else ""
-        return f"it {candidate.status}{where}" + (f": {candidate.reason}" if candidate.reason else "")
+        told = f"it {candidate.status}" if candidate.status == "failed" else f"it was {candidate.status}"
+        return told + (f" at {candidate.failed_at}" if candidate.failed_at else "")
     for name in weights:
         figure = figure_of(candidate, name)
         if figure.value is None:
@@ -84,14 +117,16 @@ def _unranked(candidate: Candidate, candidates: Sequence[Candidate], weights: Ma
             return "no request succeeded" if CRITERIA[name].kept else f"{name} is {figure.value:g}, which has no ratio"
         usual = _usual_load(candidates, name)
         if usual is not None and figure.at != usual:
+            if name == "quality":
+                return f"its quality stands on {figure.at}, that of the others on {usual}"
             return f"{name} is told at {figure.at}, of the others at {usual}"
     return None
 
 
 def _usual_load(candidates: Sequence[Candidate], name: str) -> str | None:
-    """The load at which most candidates' figure was taken; None where any load will do. Times of 1 and of 8 users are
-    no two answers to one question."""
-    if name not in ("ttft", "e2e", "energy"):
+    """The load at which most candidates' figure was taken, or whose marks most have; None where any will do. Times of 1
+    and of 8 users are no two answers to one question."""
+    if name not in ("ttft", "e2e", "energy", "quality"):
         return None
     loads = [figure.at for candidate in candidates if (figure := figure_of(candidate, name)).value is not None]
     return max(dict.fromkeys(loads), key=loads.count, default=None)
@@ -163,7 +198,7 @@ def _beats(one: Place, other: Place) -> bool:
 
 def _verdict(places: Sequence[Place], left: Sequence[Place], weights: Mapping[str, float]) -> str:
     weighed = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
-    without = [f"{place.model} is not ranked: {_brief(place.because)}." for place in left]
+    without = [f"{place.model} is not ranked: {place.because}." for place in left]
     if not places:
         return " ".join([f"With these weights ({weighed}) nothing can be ranked.", *without])
     first = [place for place in places if place.rank == 1]
@@ -191,12 +226,6 @@ def _why(place: Place) -> str:
     if worst.ratio < 1 - NEAR:
         told.append(f"{worst.ratio:.0%} of the best in {worst.criterion}")
     return f": {', '.join(told)}" if told else ""
-
-
-def _brief(reason: str | None) -> str:
-    """A server's words may be a page, and stand elsewhere in full."""
-    reason = reason or "nobody says why"
-    return reason if len(reason) <= MOST_WORDS else f"{reason[: MOST_WORDS - 1].rstrip()}…"
 
 
 def _are(names: Sequence[str]) -> str:

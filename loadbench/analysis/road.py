@@ -174,7 +174,9 @@ def _alone_s(run: RunData, spans: Sequence[Span]) -> dict[str, float]:
     warm = run.samples.take(run.samples.said(run.samples.phase, "warmup"))
     warm = warm.take(warm.said(warm.outcome, "ok") & (warm.level >= 0))
     levels = run.facts["levels"]
-    told = [(levels[index]["model"], warm.take(warm.level == index)) for index in np.unique(warm.level).tolist()]
+    # A run that only gathers answers to be marked has warm-ups, and no levels.
+    planned = [index for index in np.unique(warm.level).tolist() if index < len(levels)]
+    told = [(levels[index]["model"], warm.take(warm.level == index)) for index in planned]
     told += [(span.plan["model"], span.samples.take(span.ok)) for span in spans if _is_of_one(span)]
     found: dict[str, float] = {}
     for model, answers in told:

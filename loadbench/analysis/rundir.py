@@ -141,7 +141,7 @@ def read(path: Path, only: Collection[int] | None = None) -> RunData:
 
     ``only`` these levels of a run that goes on, which costs what they have and not what the run has by then.
     """
-    facts = _facts(path)
+    facts = read_facts(path)
     torn: dict[str, int] = {}
     try:
         samples, details = _samples(parts(path, "samples.jsonl"), torn, min(only or (0,)))
@@ -164,7 +164,8 @@ def read(path: Path, only: Collection[int] | None = None) -> RunData:
     )
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, Any]:
+    """What run.json says; UsageError where the directory has none that is ours."""
     try:
         facts = orjson.loads((path / "run.json").read_bytes())
     except OSError as error:

@@ -76,7 +76,9 @@ def judge(
         clauses.append(_share("error_rate", slo.error_rate, failed, attempted, at_most=True))
     if slo.goodput is not None:
         clauses.append(_share("goodput", slo.goodput, goodput_share, attempted, at_most=False))
-    if broke := _broke(slo, requests, state):
+    stated = slo.error_rate is not None or slo.goodput is not None
+    highest = None if stated else max(PERCENTILES[percentile] for _, percentile, _ in slo.limits())
+    if broke := broken(requests, state, highest):
         return tuple(c if c.result == "fail" else replace(c, result="fail", because=broke) for c in clauses)
     if not is_over(road):
         return tuple(clauses)
@@ -97,23 +99,25 @@ def _latency(metric: str, percentile: str, limit_ms: float, latency_ms: Latencie
     series = series_of(metric, headline)
     distribution = latency_ms[metric][series]
     value, n = distribution.value(percentile), distribution.n
-    because = None
-    if not n:
-        because = "no samples"
-    elif value is None:
-        because = (
-            f"{n} samples; {percentile} can be told from {LEASTS[percentile]} and is firm from {FLOORS[percentile]}"
-        )
-    elif percentile in distribution.indicative:
-        because = f"{n} samples; {percentile} is firm from {FLOORS[percentile]}"
+    because = doubt(distribution, percentile)
     met = value is not None and value <= limit_ms
     result: Result = "undecided" if because else "pass" if met else "fail"
-    if because and (sure := _missed(distribution, percentile, limit_ms)):
+    if because and (sure := missed(distribution, percentile, limit_ms)):
         result, because = "fail", sure
     return SloClause(f"{metric}.{percentile}", series, "ms", limit_ms, value, n, result, because)
 
 
-def _missed(seen: Distribution, percentile: str, limit_ms: float) -> str | None:
+def doubt(seen: Distribution, percentile: str) -> str | None:
+    """Why a percentile is not firm; None: it is."""
+    if not seen.n:
+        return "no samples"
+    told, firm = f"{seen.n} samples; {percentile}", f"is firm from {FLOORS[percentile]}"
+    if seen.value(percentile) is None:
+        return f"{told} can be told from {LEASTS[percentile]} and {firm}"
+    return f"{told} {firm}" if percentile in seen.indicative else None
+
+
+def missed(seen: Distribution, percentile: str, limit_ms: float) -> str | None:
     """Why a limit is missed beyond doubt by a percentile that is not firm itself; None: it is not.
 
     Either a lower percentile is firm and above it already, or so many requests were that a target which keeps the limit
@@ -136,18 +140,18 @@ def _chance(least: int, n: int, share: float) -> float:
     return float(bdtrc(least - 1, n, share))
 
 
-def _broke(slo: Slo, requests: Requests, state: str | None) -> str | None:
+def broken(requests: Requests, state: str | None, highest: float | None) -> str | None:
     """Why nothing of a level passes: a target not healthy after it, or too many failed where no share is asked for.
 
-    A request that failed took for ever: where more did than the highest percentile leaves out, beyond doubt, that one
-    is infinite. Whoever states an error rate or a goodput has said himself how many may.
+    A request that failed took for ever: where more did than the ``highest`` percentile leaves out, beyond doubt, that
+    one is infinite. Whoever states an error rate or a goodput has said himself how many may: None.
     """
     if state not in (None, "healthy"):
         return f"the target was {state} after it"
     failed, attempted = requests.attempted - requests.ok, requests.attempted
-    if not failed or slo.error_rate is not None or slo.goodput is not None:
+    if not failed or highest is None:
         return None
-    most = 1 - max(PERCENTILES[percentile] for _, percentile, _ in slo.limits())
+    most = 1 - highest
     if failed > attempted / 2 or (failed > most * attempted and _chance(failed, attempted, most) < SURE):
         return f"{failed:,} of {attempted:,} requests failed"
     return None

@@ -27,9 +27,14 @@ def floor_of(share: float, confidence: float = 0.99) -> int:
     share**n + n (1 - share) share**(n - 1) <= 1 - confidence. (David & Nagaraja, Order Statistics, section 7.1.)
     """
     n = 2
-    while share**n + n * (1 - share) * share ** (n - 1) > 1 - confidence:
+    while not is_firm(share, n, confidence):
         n += 1
     return n
+
+
+def is_firm(share: float, n: int, confidence: float = 0.99) -> bool:
+    """Whether the ``share`` quantile of so many samples is firm, as `floor_of` has it."""
+    return share**n + n * (1 - share) * share ** (n - 1) <= 1 - confidence
 
 
 def least_of(share: float) -> int:

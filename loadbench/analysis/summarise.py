@@ -7,7 +7,7 @@ whether a level stayed on the ``road``, what it was ``intervals`` by intervals; 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,20 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from loadbench.analysis import cautions, memory, recoveries, saturation, search, slo, verdict
+from loadbench.analysis import (
+    candidates,
+    cautions,
+    determinism,
+    energy,
+    gates,
+    memory,
+    quality,
+    recoveries,
+    saturation,
+    search,
+    slo,
+    verdict,
+)
 from loadbench.analysis.findings import NotRun, Search
 from loadbench.analysis.interval import MOST_LOAD, queue_needs
 from loadbench.analysis.intervals import intervals_of
@@ -48,12 +61,16 @@ from loadbench.records import Closed, Open, load_from_json, load_title
 from loadbench.scenario.schema import Slo
 
 
-def summarise(run: RunData) -> Summary:
-    """Everything that is told about a run."""
+def summarise(run: RunData, weights: Mapping[str, float] | None = None, asked: gates.Asked | None = None) -> Summary:
+    """Everything that is told about a run. ``weights`` by criterion ask for its models to be ranked.
+
+    ``asked`` is what the command line asserts.
+    """
     facts = run.facts
     spans, levels = _levels(run)
     levels, takes = memory.of_run(run, spans, levels)
     levels = tuple(cautions.with_memory(level) for level in levels)
+    graded, agreements = quality.of_run(run.path, (model["id"] for model in facts["models"] if model["id"]))
     end = facts["anchors"]["end"]
     end_ns = end["monotonic_ns"] - facts["anchors"]["start"]["monotonic_ns"] if end else _last_ns(run)
     summary = Summary(
@@ -64,11 +81,11 @@ def summarise(run: RunData) -> Summary:
         reason=facts["reason"],
         started=facts["started"],
         duration_s=end_ns / 1e9,
-        command=facts["command"],
+        command=facts["command"] + _weighed(weights),
         verdict=Verdict("", None, None),
         environment=facts["environment"],
         endpoint=facts["endpoint"],
-        models=tuple(_model(model) for model in facts["models"]),
+        models=tuple(_model(run, model) for model in facts["models"]),
         levels_planned=len(facts["levels"]),
         levels=levels,
         cautions=(),
@@ -80,9 +97,20 @@ def summarise(run: RunData) -> Summary:
         recoveries=recoveries.of_run(run, levels),
         memory_source=facts.get("memory"),
         ladders=verdict.ladders(facts["scenario"]),
+        answers=determinism.answers(run),
+        quality=graded,
+        agreements=agreements,
     )
+    if asked is not None:
+        summary = replace(summary, gates=gates.held(asked, summary, verdict.gates(summary)))
+    summary = replace(summary, decision=candidates.decide(run, spans, summary, weights))
     summary = replace(summary, cautions=cautions.of_run(summary, run))
     return replace(summary, verdict=verdict.of(summary))
+
+
+def _weighed(weights: Mapping[str, float] | None) -> str:
+    """What was weighed, for the line that repeats the run: a report may be the first to weigh."""
+    return f" --weights {','.join(f'{name}={weight:g}' for name, weight in weights.items())}" if weights else ""
 
 
 def so_far(folder: Path, only: Collection[int]) -> tuple[Level, ...]:
@@ -142,7 +170,10 @@ def _last_ns(run: RunData) -> int:
     return max(run.last_event_ns, 0 if np.isnan(done_ns).all() else int(np.nanmax(done_ns)))
 
 
-def _model(model: dict[str, Any]) -> Model:
+def _model(run: RunData, model: dict[str, Any]) -> Model:
+    samples = run.samples
+    levels = [index for index, level in enumerate(run.facts["levels"]) if level["model"] == model["id"]]
+    warm = samples.take(samples.said(samples.phase, "keep_warm") & np.isin(samples.level, levels))
     return Model(
         asked=model["asked"],
         id=model["id"],
@@ -152,6 +183,8 @@ def _model(model: dict[str, Any]) -> Model:
         reason=model["reason"],
         load_ms=model["load_ms"],
         first_ms=model["first_ms"],
+        downloaded_ms=model.get("downloaded_ms"),
+        kept_warm=Measured.of(warm).requests() if len(warm) else None,
     )
 
 
@@ -203,7 +236,8 @@ def _level(
     requests = everything.requests()
     objective = None if span.is_rung else objective
     good = slo.good(objective, span.samples, span.ok, span.headline) if objective else None
-    window = replace(window, good=good, latency_ms=latency_ms)
+    power = energy.power_of(run, span)
+    window = replace(window, good=good, latency_ms=latency_ms, watts=power.watts)
     throughput = {rate.name: rate.how(window) for rate in RATES.values()}
     sent_ns, target = span.samples.sent_ns, _target(events)
     issued_per_s = window.per_s(int(np.count_nonzero((sent_ns >= span.start_ns) & (sent_ns <= span.end_ns))))
@@ -235,6 +269,7 @@ def _level(
         purpose=plan.get("purpose", "level"),
         road=road,
         intervals=() if span.is_rung else intervals_of(span, plan, objective),
+        energy=energy.with_tokens(power, throughput["joules_per_output_token"], run.facts["scenario"]),
     )
     clipped = sum(hdr.clipped for hdr in gaps.values())
     return replace(level, cautions=cautions.of_level(level, run, span, clipped))

@@ -11,6 +11,10 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from loadbench.analysis.agreement import Agreement
+from loadbench.analysis.decision import Decision
+from loadbench.analysis.determinism import Answers
+from loadbench.analysis.energy import Energy
 from loadbench.analysis.findings import (
     Capacity,
     Ladder,
@@ -23,6 +27,7 @@ from loadbench.analysis.findings import (
     Search,
 )
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
+from loadbench.analysis.quality import Quality
 from loadbench.analysis.stats import Distribution
 from loadbench.records import Ask, Leg, Trace
 
@@ -151,6 +156,27 @@ class SloClause:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """What was asserted on the command line, held against one level; ``level`` None: the run has none that is meant.
+
+    ``asserted`` is the text as given; ``value`` and ``limit`` are in ``unit``, and the value stands on ``n`` samples.
+    ``invalid`` where the value does not exist, or is indicative and that was not allowed; ``because`` says which.
+    """
+
+    asserted: str
+    level: int | None
+    clause: str  # "ttft.p95", "error_rate", "output_tokens_per_s"
+    series: Series | None
+    comparison: Literal["<", "<=", ">", ">="]
+    limit: float | None
+    value: float | None
+    unit: str
+    n: int
+    result: Literal["pass", "fail", "invalid"]
+    because: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Road:
     """Whether a level kept on the road: whether what was in flight stayed bounded, or went on growing.
 
@@ -238,11 +264,16 @@ class Level:
     road: Road | None = None
     intervals: tuple[Interval, ...] = ()
     memory: LevelMemory | None = None
+    energy: Energy | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as asked for and as found; ``how`` says by what rule, and whether it was loaded for this run."""
+    """A model as asked for and as found; ``how`` says by what rule, and whether it was loaded for this run.
+
+    ``first_ms`` is the first token of the first request after the load; ``downloaded_ms`` None: it was there.
+    ``kept_warm`` are the light prompts between its levels, which count in no figure; None where there were none.
+    """
 
     asked: str
     id: str | None
@@ -252,6 +283,8 @@ class Model:
     reason: str | None
     load_ms: float | None
     first_ms: float | None
+    downloaded_ms: float | None = None
+    kept_warm: Requests | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +302,11 @@ class Summary:
 
     ``cautions`` holds those of the run as a whole; each level carries its own. ``command`` repeats the run.
     ``memory_source`` is run.json's: where memory figures came from, what that does not give and why, the service's
-    limit, a probe's clock, and the CPU time that reading took per second of it.
+    limit, a probe's clock, and the CPU time that reading took per second of it. ``quality`` is of each model that was
+    asked prompts to be marked, ``agreements`` of each judge over all of them.
+
+    ``answers`` says which prompts were answered the same every time, prompt by prompt, where that was to be so.
+    ``gates`` are the command line's assertions, each at every level that it is of.
     """
 
     schema: int
@@ -295,6 +332,11 @@ class Summary:
     recoveries: tuple[Recovery, ...] = ()
     ladders: tuple[Ladder, ...] = ()
     memory_source: dict[str, Any] | None = None
+    decision: Decision | None = None
+    quality: tuple[Quality, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    answers: tuple[Answers, ...] = ()
+    gates: tuple[Gate, ...] = ()
 
 
 def schema() -> dict[str, Any]:

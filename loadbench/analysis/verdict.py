@@ -13,9 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from loadbench.analysis import left_out, memory_words, open_words, sentences, words
+from loadbench.analysis.assertion import WHOLE_SLO
 from loadbench.analysis.cautions import ENDED, STATUS
 from loadbench.analysis.findings import Ladder, Result
-from loadbench.analysis.summary import ClosedLoad, Level, Summary, Verdict
+from loadbench.analysis.ranking import side_by_side
+from loadbench.analysis.slo import slo_of, worst
+from loadbench.analysis.summary import ClosedLoad, Gate, Level, Summary, Verdict
 from loadbench.records import load_title
 from loadbench.scenario.shapes import is_ladder
 from loadbench.target.state import DEAD
@@ -23,6 +26,7 @@ from loadbench.target.state import DEAD
 # Worst first; as MEASUREMENT.md names them.
 _FAILURE = "memory_failure"
 STATES = ("oom_killed", "crashed", "unreachable", "wedged", "oom_reported", "restarted", "degraded", "healthy")
+MOST_GATES = 5  # told in one sentence
 _SEARCHED: dict[str, Result] = {"confirmed": "pass", "unbounded": "pass", "none": "fail", "undecided": "undecided"}
 
 
@@ -46,14 +50,15 @@ def ladders(scenario: Mapping[str, Any]) -> tuple[Ladder, ...]:
 
 
 def exit_code(summary: Summary) -> int:
-    """0 done · 3 a model was not servable · 93 target died · 94 invalid · 99 SLO missed · 130 interrupted.
+    """0 done · 3 a model was not servable · 93 target died · 94 invalid · 99 SLO or gate missed · 130 interrupted.
 
     What asks how far a target goes is answered, not failed, by the load at which it ends. So of a search its result
     counts and no probe: 99 where even the lowest load misses the SLO, 94 where it found no answer, as for every gate
     without a firm value. And of a ladder its lowest rung counts, whichever rules end it: that one must hold, or no load
     does, and those above are there to be missed. A list that the SLO may end is one too; any other list names its loads
     as those to hold, and every one counts. A memory ladder until failure asks for the target's death; any other death
-    is one, even if the run went on after it.
+    is one, even if the run went on after it. What was asserted counts wherever it was held, and an assertion without a
+    firm value is no pass: 94, unless something was missed, which no further sample would mend.
     """
     if summary.status == "target_died":
         return 93
@@ -63,11 +68,22 @@ def exit_code(summary: Summary) -> int:
         return 93
     if any(model.status == "failed" for model in summary.models):
         return 3
-    if summary.status != "complete" or not summary.levels or any(_invalid(level) for level in _valid_needed(summary)):
+    if summary.status != "complete" or any(_invalid(level, summary) for level in _valid_needed(summary)):
         return 94
+    if not summary.levels:
+        answered = answers_only(summary) and any(told.answers > told.failed for told in summary.quality)
+        return 0 if answered and not summary.gates else 94
     if any(search.result == "undecided" for search in summary.searches) or _gave_up(summary):
         return 94
-    return 99 if summary.verdict.slo == "fail" else 0
+    results = {gate.result for gate in summary.gates}
+    if summary.verdict.slo == "fail" or "fail" in results:
+        return 99
+    return 94 if "invalid" in results else 0
+
+
+def answers_only(summary: Summary) -> bool:
+    """Whether the run was to gather answers for quality, and no level was asked for."""
+    return not summary.levels_planned and bool(summary.quality)
 
 
 def why(summary: Summary, code: int) -> str:
@@ -79,14 +95,17 @@ def why(summary: Summary, code: int) -> str:
             if search.result == "none"
         ]
         missed += [
-            f"{clause.clause} at {_named(level, summary)}"
+            f"{clause.clause} at {named(level, summary)}"
             for level in gates(summary)
             for clause in level.slo
             if clause.result == "fail"
         ]
-        return f"SLO missed: {', '.join(missed)}"
+        told = [f"SLO missed: {', '.join(missed)}"] if missed else []
+        asserted = _of_gates(summary, "fail")
+        return "; ".join([*told, *([f"gate missed: {'; '.join(asserted)}"] if asserted else [])])
     if code == 3:
-        reasons = [model.reason for model in summary.models if model.status == "failed" and model.reason]
+        unserved = [(model.id or model.asked, model.reason) for model in summary.models if model.status == "failed"]
+        reasons = [reason if name in reason else f"{name}: {reason}" for name, reason in unserved if reason]
         return f"not every model could be served: {'; '.join(reasons)}"
     if code == 93 and summary.status != "target_died":
         died = [f"{level.target.state} at {load_title(level.load)} of {level.model}" for level in _died(summary)]
@@ -99,10 +118,13 @@ def why(summary: Summary, code: int) -> str:
     if gave_up := _gave_up(summary):
         return f"result invalid: the memory ladder has no answer: {gave_up}"
     unanswered = [search.because for search in summary.searches if search.result == "undecided"]
-    if unanswered and not any(_invalid(level) for level in _valid_needed(summary)):
+    if unanswered and not any(_invalid(level, summary) for level in _valid_needed(summary)):
         return f"result invalid: the search has no answer: {'; '.join(unanswered)}"
     if any(_is_rung(level) and level.memory and level.memory.of is None for level in _valid_needed(summary)):
         return "result invalid: no memory of the target was read, so that the memory ladder has no answer"
+    untold = _of_gates(summary, "invalid")
+    if untold and not any(_invalid(level, summary) for level in _valid_needed(summary)):
+        return f"result invalid: a gate without a firm value: {'; '.join(untold)}"
     attempted = sum(level.requests.attempted for level in summary.levels)
     if not attempted:
         stopped = [f": {left.because}" for left in summary.not_run]
@@ -117,7 +139,24 @@ def _gave_up(summary: Summary) -> str | None:
     return next((left.because for left in summary.not_run if left.rule == "target_degraded"), None)
 
 
-def _named(level: Level, summary: Summary) -> str:
+def _of_gates(summary: Summary, result: str) -> list[str]:
+    """What came of each assertion with this result, at the first level that has it; the others are counted.
+
+    A whole SLO that was asserted is missed where the SLO is, which is told already.
+    """
+    by_clause: dict[tuple[str, str], list[Gate]] = {}
+    for gate in summary.gates:
+        if gate.result == result and not (result == "fail" and gate.asserted.startswith(WHOLE_SLO)):
+            by_clause.setdefault((gate.asserted, gate.clause), []).append(gate)
+    levels = {level.index: f" at {named(level, summary)}" for level in summary.levels}
+    told = []
+    for first, *others in by_clause.values():
+        more = f", and at {len(others)} more" if others else ""
+        told.append(words.gate(first, "" if first.level is None else levels[first.level]) + more)
+    return told
+
+
+def named(level: Level, summary: Summary) -> str:
     """A level by its load, and by what else it takes to tell it from the others: its model, its number."""
     title = load_title(level.load)
     if len({other.model for other in summary.levels}) > 1:
@@ -189,8 +228,9 @@ def _has_failed(level: Level, summary: Summary) -> bool:
     )
 
 
-def _invalid(level: Level) -> bool:
-    """Nothing succeeded, most failed and no SLO says what to make of it, or a clause of the SLO has no samples.
+def _invalid(level: Level, summary: Summary) -> bool:
+    """Nothing succeeded, most failed and neither SLO nor gate says what to make of it, or a clause of the SLO has no
+    samples.
 
     And a rung of a memory ladder that has no answer.
     """
@@ -198,6 +238,7 @@ def _invalid(level: Level) -> bool:
         return True
     attempted, ok = level.requests.attempted, level.requests.ok
     judged = any(clause.unit == "share" for clause in level.slo)
+    judged |= any(gate.level == level.index and gate.clause in ("error_rate", "goodput") for gate in summary.gates)
     return ok == 0 or (ok < attempted / 2 and not judged) or any(clause.n == 0 for clause in level.slo)
 
 
@@ -209,20 +250,37 @@ def _worst_state(summary: Summary) -> str | None:
 def _slo_result(summary: Summary) -> Result | None:
     """The worst of the searches' answers and of the levels that are gates; None without an SLO."""
     results = {_SEARCHED[search.result] for search in summary.searches}
-    results |= {result for level in gates(summary) if (result := sentences.slo_of([level]))}
-    return next((result for result in sentences.RESULTS if result in results), None)
+    results |= {result for level in gates(summary) if (result := slo_of(level))}
+    return worst(results)
 
 
 def _sentences(summary: Summary) -> Iterator[str]:
     if summary.status != "complete":
         told = STATUS[summary.status]
         yield f"{told[0].upper()}{told[1:]}: what follows is what was measured until then."
-    if not summary.levels:
+    if answers_only(summary):
+        yield "No level was asked for: answers were gathered."
+    elif not summary.levels:
         yield "Nothing was measured."
+    if summary.decision and summary.levels:
+        yield from side_by_side(summary.decision.candidates)
     for model in dict.fromkeys(level.model for level in summary.levels):
         yield f"{model} on {_where(summary)}."
         yield from _model(summary, [level for level in summary.levels if level.model == model], model)
+    yield from _gates(summary)
     yield from _doubts(summary)
+
+
+def _gates(summary: Summary) -> Iterator[str]:
+    """What was asserted on the command line: that it holds, or each that does not."""
+    for result, told in (("fail", "missed"), ("invalid", "not to be told")):
+        found = _of_gates(summary, result)
+        more = [f"{len(found) - MOST_GATES} more"] if found[MOST_GATES:] else []
+        if found:
+            yield f"Asserted, and {told}: {'; '.join([*found[:MOST_GATES], *more])}."
+    held = sum(gate.result == "pass" for gate in summary.gates)
+    if held and held == len(summary.gates):
+        yield "What was asserted holds."
 
 
 def _model(summary: Summary, levels: Sequence[Level], model: str) -> Iterator[str]:
@@ -232,10 +290,14 @@ def _model(summary: Summary, levels: Sequence[Level], model: str) -> Iterator[st
         if search.model == model:
             yield from sentences.search(search)
     yield from sentences.slo([level for level in levels if level.purpose == "level"])
-    capacities = [capacity for capacity in summary.capacity if capacity.model == model]
+    capacities, late = [capacity for capacity in summary.capacity if capacity.model == model], list[str]()
     for capacity in capacities:
         climbs = bool(capacity.levels) and _climbs(by_index[capacity.levels[-1]], summary)
-        yield from sentences.capacity(capacity, by_index, climbs)
+        told = [*sentences.capacity(capacity, by_index, climbs)]
+        if capacity.nature is None and len(summary.models) > 1:  # who compares models asked for something else
+            late += told
+        else:
+            yield from told
         yield from sentences.advice(capacity, summary.endpoint.get("kind"))
     if not any(capacity.loop == "closed" for capacity in capacities):
         yield from sentences.alone(levels)
@@ -256,6 +318,7 @@ def _model(summary: Summary, levels: Sequence[Level], model: str) -> Iterator[st
         if recovery.level in by_index:
             yield memory_words.recovery(recovery)
     yield from _failures(levels)
+    yield from late
 
 
 def _has_held(level: Level, summary: Summary) -> bool:
@@ -286,18 +349,18 @@ def _where(summary: Summary) -> str:
 def _failures(levels: Sequence[Level]) -> Iterator[str]:
     attempted = sum(level.requests.attempted for level in levels)
     lost, stopped, cut = (sum(level.requests.failed.get("censored", 0) for level in of) for of in _given_up(levels))
-    failed = _failed(levels) - Counter(censored=lost + stopped + cut)
+    failed, asked = _failed(levels) - Counter(censored=lost + stopped + cut), words.requests(attempted)
     if failed:
         told = ", ".join(f"{count} {outcome}" for outcome, count in failed.items())
-        yield f"{failed.total()} of {attempted} requests failed ({told})."
+        yield f"{failed.total()} of {asked} failed ({told})."
     elif attempted and not lost + stopped + cut:
         yield f"All requests succeeded ({attempted})."
     if lost:
-        yield f"{lost} of {attempted} requests were lost when the target died."
+        yield f"{lost} of {asked} were lost when the target died."
     if stopped:
-        yield f"{stopped} of {attempted} requests were cut off with their rung, before it was through."
+        yield f"{stopped} of {asked} were cut off with their rung, before it was through."
     if cut:
-        yield f"{cut} of {attempted} requests were given up at the end of their rung, as planned."
+        yield f"{cut} of {asked} were given up at the end of their rung, as planned."
 
 
 def _given_up(levels: Sequence[Level]) -> tuple[list[Level], list[Level], list[Level]]:
@@ -315,7 +378,9 @@ def _failed(levels: Sequence[Level]) -> Counter[str]:
 
 def _doubts(summary: Summary) -> Iterator[str]:
     """Every caution in short; failures have had their sentence."""
-    doubts = [caution.reason for caution in summary.cautions if caution.about != summary.status]
+    several = len(summary.models) > 1  # the side by side names those that failed, and the cautions say why in full
+    told = {summary.status, "model"} if several and summary.levels else {summary.status}
+    doubts = [caution.reason for caution in summary.cautions if caution.about not in told]
     where: dict[str, list[Level]] = {}
     for level in summary.levels:
         for caution in level.cautions:

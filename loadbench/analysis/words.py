@@ -6,8 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from loadbench.analysis.metrics import LATENCIES
-from loadbench.analysis.summary import ClosedLoad, Level, SloClause
+from loadbench.analysis.metrics import LATENCIES, RATES
+from loadbench.analysis.summary import ClosedLoad, Gate, Level, SloClause
 from loadbench.records import load_title
 
 FAR_SHARE = 10.0  # a margin beyond is far, and how far exactly means nothing
@@ -29,12 +29,16 @@ def mib(size_bytes: int) -> str:
 
 
 def size(size_bytes: float) -> str:
-    """Three digits, in the largest unit of which there is one."""
+    """Three digits, in the first unit that has no more before its point: 0.98 GiB, not 1004 MiB."""
     for unit in ("B", "KiB", "MiB"):
-        if abs(size_bytes) < 1023.5:
-            return f"{size_bytes:.3g} {unit}" if abs(size_bytes) < 999.5 else f"{size_bytes:.0f} {unit}"
+        if abs(size_bytes) < 999.5:
+            return f"{size_bytes:.3g} {unit}"
         size_bytes /= 1024
     return f"{size_bytes:,.3g} GiB" if size_bytes < 999.5 else f"{size_bytes:,.0f} GiB"
+
+
+def requests(count: int) -> str:
+    return f"{count:,} request{'' if count == 1 else 's'}"
 
 
 def listed(words: Sequence[str]) -> str:
@@ -111,7 +115,26 @@ def clause(told: SloClause) -> str:
     return f"{clause_title(told.clause)} is {value}, the limit {words(told.limit)}"
 
 
+def gate(told: Gate, at: str = "") -> str:
+    """``TTFT p95 at 4 users is 2.3 s, asserted < 2 s``; and why it could not be told, or is missed all the same."""
+    value, limit = (None if number is None else measured(number, told.unit) for number in (told.value, told.limit))
+    if value == limit and told.value != told.limit:  # 2.003 s is not under 2 s
+        value = f"{told.value:.9g} {told.unit}"
+    seen = f" is {value}" if value is not None else ""
+    wanted = f", asserted {told.comparison} {limit}" if limit is not None else ""
+    return f"{clause_title(told.clause)}{at}{seen}{wanted}" + (f" ({told.because})" if told.because else "")
+
+
+def measured(value: float, unit: str) -> str:
+    """``1.2 s``, ``3.4%``, ``6.61/s``, ``145 tok/s``."""
+    if unit == "ms":
+        return time(value)
+    return f"{value:.1%}" if unit == "share" else f"{number(value)} {unit}".replace(" 1/s", "/s")
+
+
 def clause_title(name: str) -> str:
-    """``TTFT p95`` of ttft.p95, ``error rate`` of error_rate."""
+    """``TTFT p95`` of ttft.p95, ``Requests/s`` of requests_per_s, ``error rate`` of error_rate."""
+    if name in RATES:
+        return RATES[name].title
     metric, _, percentile = name.partition(".")
     return f"{LATENCIES[metric].title} {percentile}" if percentile and metric in LATENCIES else name.replace("_", " ")

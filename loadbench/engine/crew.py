@@ -209,7 +209,8 @@ class _Worker:
             except TimeoutError:
                 if loop.time() >= self._heard_s + silence_s:
                     self._end = f"said nothing for {silence_s:g} s and was killed"
-                    self._process.kill()
+                    with contextlib.suppress(ProcessLookupError):  # it is gone already: that is the error to be told
+                        self._process.kill()
                     silence_s = END_TIMEOUT_S + silence_s
                 continue
             if said is None:

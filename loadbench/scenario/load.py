@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from loadbench.errors import UsageError
-from loadbench.records import Trace
+from loadbench.records import Find, Trace
 from loadbench.scenario.arrivals import within
 from loadbench.scenario.explain import explained
 from loadbench.scenario.memory import FAILURE
@@ -50,6 +50,21 @@ class Overrides:
     seed: int | None = None
     headers: tuple[str, ...] = ()
     memory_limit: str | None = None
+    repeat: int | None = None
+
+    def fit_search(self, find: Find) -> None:
+        """Refuse the flags that a search would have to ignore."""
+        ours, other = ("concurrency", "rate") if find == "max-concurrency" else ("rate", "concurrency")
+        bounds = "1..64" if find == "max-concurrency" else "1/s..32/s"
+        if (given := getattr(self, other)) is not None:
+            raise UsageError(f"--{other}: expected --{ours} {bounds}, or neither, beside --find {find}, got {given}")
+        if (given := getattr(self, ours)) is not None and not ("," in given or ".." in given):
+            expected = f"two loads to search between, {bounds}, beside --find {find}"
+            raise UsageError(f"--{ours}: expected {expected}, got {given}")
+        if (count := self.requests) is not None:
+            raise UsageError(
+                f"--requests: expected none beside --find, whose probes take what the SLO needs, got {count}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +109,11 @@ def load_scenario(path: Path, overrides: Overrides | None = None, env: Mapping[s
     are the flag's, then ``BENCH_MODELS``', then the file's, then those of its models file, then ``auto``.
     """
     env = env or {}
-    document = read_yaml(path, env)
+    return load_document(read_yaml(path, env), path, overrides, env)
+
+
+def load_document(document: Document, path: Path, overrides: Overrides | None, env: Mapping[str, str]) -> Loaded:
+    """The same of what has been read, or was never a file; the files it names are looked up beside ``path``."""
     document.data.setdefault("name", re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-_")[:64] or "scenario")
     put_variables(document, env)
     _apply(overrides or Overrides(), document)
@@ -136,11 +155,13 @@ def _apply(overrides: Overrides, document: Document) -> None:
     _relax(overrides, document)
     for text in later:
         _set(text, document)
-    plain = {"endpoint": overrides.endpoint, "seed": overrides.seed, "memory_limit": overrides.memory_limit}
+    plain = {name: getattr(overrides, name) for name in ("endpoint", "seed", "memory_limit", "repeat")}
     for key, given in plain.items():
         if given is not None:
             document.put([key], given, f"--{key.replace('_', '-')}")
     if overrides.models:
+        if not all(model.strip() for model in overrides.models):
+            raise UsageError("--model: expected the name of a model, got nothing but spaces")
         document.put(["models"], list(overrides.models), "--model")
     for header in overrides.headers:
         _put_header(header, document)

@@ -324,6 +324,11 @@ class Scenario(Part):
         default=None, description="What the price is in: EUR."
     )
     slo: Slo | None = Field(default=None, description="What counts as good enough; without it nothing is judged.")
+    repeat: Annotated[Positive, Field(le=100)] = Field(
+        default=1,
+        description="How many runs to make of it, one after another, each with a directory and a target of its own:"
+        " five on either side let `loadbench compare` tell a regression from chance.",
+    )
     seed: Annotated[Count, Field(lt=2**63)] = Field(
         default=42, description="Everything random comes from it: the same seed asks the same things at the same times."
     )

@@ -30,9 +30,14 @@ def put_variables(document: Document, env: Mapping[str, str]) -> None:
     if endpoint := env.get(ENDPOINT_VARIABLE, "").strip():
         document.put(["endpoint"], endpoint, ENDPOINT_VARIABLE)
     if asked := env.get(MODELS_VARIABLE, "").strip():
-        models = [model for part in asked.split(",") if (model := part.strip())]
-        if not models:
+        models = [part.strip() for part in asked.rstrip(", ").split(",")]  # the workshop takes a last comma, too
+        if not all(models):
             raise UsageError(f"{MODELS_VARIABLE}: expected models with commas between them, got {asked}")
+        if models == ["ALL"]:
+            raise UsageError(
+                f"{MODELS_VARIABLE}: expected models by name, got ALL: write those that you mean, such as"
+                f" {MODELS_VARIABLE}=phi-4-mini,qwen2.5-0.5b; `loadbench models list` has them"
+            )
         document.put(["models"], models, MODELS_VARIABLE)
 
 

@@ -15,7 +15,8 @@ from time import monotonic, perf_counter_ns
 from typing import Any, TypeVar
 
 from loadbench.errors import TargetError
-from loadbench.target.foundry import EmbeddedFoundry
+from loadbench.target.control import HopelessError
+from loadbench.target.foundry import EmbeddedFoundry, catalogue_dir
 from loadbench.target.models import ModelInfo, nearest, split_device, version_of
 from loadbench.target.register import folder_bytes
 
@@ -28,7 +29,10 @@ at 1 MB/s its first progress comes after two minutes, which is why the bytes wri
 LOG_DELAY_S = 2.0  # what takes longer to answer has tried several times; seen: 5 s, and a log 10 ms behind
 TRIES = 6  # in a row without any progress; after any progress they are counted anew
 BACKOFF_S = (2.0, 5.0, 15.0, 30.0, 60.0)
-HOPELESS = ("No space left", "not in the catalogue")
+HOPELESS = ("No space left", "not enough space on the disk", "not in the catalogue")
+"""Where it is the runtime that says so; of the disk in Linux's and macOS's words, and in Windows'."""
+
+UNREACHABLE = "the model catalogue cannot be reached: connect to the internet (HTTPS_PROXY is honoured) and repeat"
 CANCEL_TIMEOUT_S = 3.0  # then it is killed, and fetches at most 16 MiB a file again
 
 Progress = Callable[[float], None]
@@ -83,7 +87,7 @@ class Catalogue:
             devices = ", ".join(sorted({f"@{v.info.device.lower()}" for v in named or aliased if v.info.device}))
             raise TargetError(f"{asked}: for this machine the catalogue has it for {devices or 'no device'} only")
         if not self.reachable:
-            raise TargetError(f"{asked}: {self.unreachable}")
+            raise TargetError(f"{asked}: {self._unreachable}")
         known = {key.lower(): key for v in self.variants for key in (v.info.alias or "", v.info.id) if key}
         alike = nearest(wanted, known)
         raise TargetError(
@@ -95,7 +99,7 @@ class Catalogue:
         """The same, of what is in the cache or can be downloaded now. TargetError for anything else."""
         info = self.find(asked)
         if info.path is None and not self.reachable:
-            raise TargetError(f"{asked}: {self.unreachable}")
+            raise TargetError(f"{asked}: {self._unreachable}")
         return info
 
     def infos(self) -> list[ModelInfo]:
@@ -104,12 +108,9 @@ class Catalogue:
         return [info if info.path is None else replace(info, size_bytes=folder_bytes(info.path)) for info in infos]
 
     @property
-    def unreachable(self) -> str:
-        """What to tell where the catalogue does not answer."""
-        return (
-            "the model catalogue cannot be reached: connect to the internet (HTTPS_PROXY is honoured) and repeat,"
-            " or name a model that `loadbench models list` shows as cached or registered"
-        )
+    def _unreachable(self) -> str:
+        """What to tell who named a model, where the catalogue does not answer."""
+        return f"{UNREACHABLE}, or name a model that `loadbench models list` shows as cached or registered"
 
 
 async def download(
@@ -119,7 +120,7 @@ async def download(
 
     async def once(advance: Progress) -> Path:
         async with open_child(cache) as child:
-            return Path((await _watched(child, model_id, advance, stall_s))["path"])
+            return Path((await _watched(child, cache, model_id, advance, stall_s))["path"])
 
     start_ns = perf_counter_ns()
     path = await patiently(model_id, once, progress, say)
@@ -146,7 +147,8 @@ async def patiently(
             return await once(advance)
         except TargetError as error:
             failed += 1
-            if failed == TRIES or any(word in str(error) for word in HOPELESS):
+            hopeless = isinstance(error, HopelessError) or any(word in str(error) for word in HOPELESS)
+            if failed == TRIES or hopeless:
                 raise TargetError(f"{name}: the download failed at {reached:.0f} %: {error}") from None
             wait_s = BACKOFF_S[min(failed, len(BACKOFF_S)) - 1]
             say(f"{name}: the download broke off at {reached:.0f} % ({error}); again in {wait_s:g} s")
@@ -173,7 +175,23 @@ async def open_child(cache: Path) -> AsyncIterator[EmbeddedFoundry]:
         await child.stop()
 
 
-async def _watched(child: EmbeddedFoundry, model_id: str, advance: Progress, stall_s: float) -> Any:
+def begun(cache: Path, model_id: str) -> list[Path]:
+    """The folders of a model in the cache, whole or broken off: one at most, below its publisher's."""
+    return list(catalogue_dir(cache).glob(f"*/{model_id.replace(':', '-')}"))
+
+
+def _traces(child: EmbeddedFoundry, cache: Path, model_id: str) -> object:
+    """What is another from one look to the next as long as bytes come."""
+    if (written := child.written_bytes()) is not None:
+        return written
+    # The runtime may make a file whole before it fills it: its size says nothing then, but when it was written does.
+    files = [file for folder in begun(cache, model_id) for file in folder.rglob("*")]
+    with suppress(FileNotFoundError):  # one has been renamed meanwhile, which is a trace, too
+        return [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return None
+
+
+async def _watched(child: EmbeddedFoundry, cache: Path, model_id: str, advance: Progress, stall_s: float) -> Any:
     """Download, unless nothing moves for so long. In that case the child is told, and ended by whoever opened it."""
     moved = monotonic()
 
@@ -182,12 +200,12 @@ async def _watched(child: EmbeddedFoundry, model_id: str, advance: Progress, sta
         moved = monotonic()
         loop.call_soon_threadsafe(advance, percent)
 
-    loop, written = asyncio.get_running_loop(), child.written_bytes()
+    loop, traces = asyncio.get_running_loop(), _traces(child, cache, model_id)
     work = asyncio.ensure_future(child.ask({"do": "download", "id": model_id}, moving, timeout_s=None))
     try:
         while not (await asyncio.wait([work], timeout=min(1.0, stall_s / 4)))[0]:
-            if (now_written := child.written_bytes()) != written:
-                written, moved = now_written, monotonic()
+            if (now_traces := _traces(child, cache, model_id)) != traces:
+                traces, moved = now_traces, monotonic()
             if monotonic() - moved > stall_s:
                 raise TargetError(f"nothing came for {stall_s:g} s")
         return await work

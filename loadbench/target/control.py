@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 BODY_LIMIT_BYTES = 8 << 20
 """Foundry's whole public catalogue is below 1 MB; a server with ten thousand models would still fit."""
 
+UNANSWERED = "no answer within"
+"""In the error for a call that has not ended: what it asked for may still be done."""
+
 QUOTE_LIMIT = 10_000
 """So much of an answer is looked through for what is worth quoting."""
+
+
+class HopelessError(TargetError):
+    """The server has said no in a way that no further try changes."""
 
 
 def one_line(text: str, limit: int = 200) -> str:
@@ -117,7 +124,7 @@ class Control:
                     raise TargetError(f"{where}: redirects to {target}: name the final address")
                 return self._answer(response, await _read(response, where))
         except TimeoutError:
-            raise TargetError(f"{where}: no answer within {timeout_s:g} s") from None
+            raise TargetError(f"{where}: {UNANSWERED} {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise TargetError(f"{where}: {self._clean(_reason(error))}") from None
 
@@ -139,7 +146,9 @@ class Control:
             ) as response:
                 if response.status != 200:
                     answer = self._answer(response, await _read(response, where))
-                    raise TargetError(f"{where}: {answer.status}: {answer.said}")
+                    # 408 and 429 say themselves that it may be tried again
+                    final = 400 <= answer.status < 500 and answer.status not in (408, 429)
+                    raise (HopelessError if final else TargetError)(f"{where}: {answer.status}: {answer.said}")
                 async for line in response.content:
                     yield self._clean(line.decode("utf-8", "replace"))
         except TimeoutError:

@@ -207,7 +207,9 @@ DIALECTS: tuple[tuple[Dialect, ...], ...] = (
             _llama_cpp,
             resident=True,
             process="llama",
-            instead=dict.fromkeys(("pull", "load", "unload", "rm"), "start it anew, `llama-server --model FILE`"),
+            instead=dict.fromkeys(("load", "unload"), "start it anew, `llama-server --model FILE`")
+            | {"pull": "put its file on the host, and start it anew, `llama-server --model FILE`"}
+            | {"rm": "remove its file from the host"},
         ),
         Dialect(
             "ollama",
@@ -243,7 +245,9 @@ DIALECTS: tuple[tuple[Dialect, ...], ...] = (
             _vllm,
             resident=True,
             process="vllm|python",
-            instead=dict.fromkeys(("pull", "load", "unload", "rm"), "start it anew, `vllm serve NAME`"),
+            instead=dict.fromkeys(("load", "unload"), "start it anew, `vllm serve NAME`")
+            | {"pull": "start it anew, `vllm serve NAME`, which downloads it"}
+            | {"rm": "remove its files from the host"},
         ),
         Dialect("openai", "OpenAI-compatible server", ("/v1/models",), _lists_models("/v1/models")),
         Dialect("openai", "OpenAI-compatible server", ("/models",), _lists_models("/models"), bases=("",)),

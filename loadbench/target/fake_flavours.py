@@ -36,7 +36,7 @@ class Flavour:
 
     ``at_root`` are its GET routes at the root, ``by_prefix`` those below the prefix of a chat route. ``load`` and
     ``unload`` are GET routes that end in a model's name: its alias where ``by_alias``. A POST to ``load_post`` names
-    the model in its body, and unloads it with ``keep_alive`` 0.
+    the model in its body, and unloads it with ``keep_alive`` 0; one to ``pull_post`` has it downloaded.
 
     ``catalogs`` are the prefixes it has, with an empty shelf where the models are elsewhere; None: one, and any will do
     if the script names none. ``unknown_model`` is the text of the 404 for a model that is not on the shelf,
@@ -49,6 +49,7 @@ class Flavour:
     load: str | None = None
     unload: str | None = None
     load_post: str | None = None
+    pull_post: str | None = None
     by_alias: bool = False
     catalogs: tuple[str, ...] | None = None
     unknown_model: str | None = None
@@ -80,12 +81,14 @@ class Flavour:
 
     def post(self, shelf: Shelf, path: str, text: bytes) -> tuple[int, Any]:
         """Answer POST ``path``, for what is no chat."""
-        if path != self.load_post:
+        if path not in (self.load_post, self.pull_post):
             return self.lost
         try:
             body = orjson.loads(text)
         except orjson.JSONDecodeError:
             return 400, {"error": "invalid JSON"}
+        if path == self.pull_post:
+            return 200, _pulled(str(body.get("model")), shelf)
         return self._move(shelf, str(body.get("model")), loaded=body.get("keep_alive") != 0)
 
     def refusal(self, shelf: Shelf, model: str) -> tuple[int, str] | None:
@@ -102,6 +105,12 @@ class Flavour:
                 (shelf.loaded.add if loaded else shelf.loaded.discard)(model)
                 return 200, {"status": "loaded" if loaded else "unloaded"}
         return 404, {"error": {"code": None, "message": (self.unknown_model or "{}").format(name)}}
+
+
+def _pulled(model: str, shelf: Shelf) -> str:
+    """How Ollama tells of a download, a JSON object a line; with status 200 of what its library has not, too."""
+    last = {"status": "success"} if model in shelf.models else {"error": "pull model manifest: file does not exist"}
+    return "".join(orjson.dumps(row).decode() + "\n" for row in ({"status": "pulling manifest"}, last))
 
 
 def alias(model: str) -> str:
@@ -210,6 +219,7 @@ FLAVOURS: dict[str, Flavour] = {
         },
         {"/v1/models": _models_of("library")},
         load_post="/api/generate",
+        pull_post="/api/pull",
         unknown_model="model '{}' not found",
     ),
     "llamacpp": Flavour(

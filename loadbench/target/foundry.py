@@ -99,18 +99,23 @@ class EmbeddedFoundry:
         """Start the service with ``models`` (id such as ``name:1`` → folder) registered, none of them loaded.
 
         Port 0 lets the system choose. ``downloaded`` are models of the public catalogue (id → folder in the cache) that
-        it is to serve beside them. Without either it works in the catalogue's own cache, where downloads belong.
+        it is to serve beside them, none of them where all are still to come. Without models and ``downloaded`` it
+        works in the catalogue's own cache, where downloads belong.
         ``limit_kind`` as in ``containment.limit_for``.
         Raises TargetError when the service does not come up, with the reason and where its log is.
         """
         folder = _own_folder(cache)
-        link_downloads((downloaded or {}).values(), catalogue_dir(cache), folder / "models")
+        try:
+            link_downloads((downloaded or {}).values(), catalogue_dir(cache), folder / "models")
+        except TargetError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         request = {
             "models": {model_id: str(path.absolute()) for model_id, path in models.items()},
             "app_data_dir": str(folder),
             # The runtime keeps its register of local models here: shared, two runs would undo each other's. So a run
             # has a folder of its own, in which the downloads that it serves are linked.
-            "model_cache_dir": str(folder / "models" if models or downloaded else catalogue_dir(cache)),
+            "model_cache_dir": str(catalogue_dir(cache) if downloaded is None and not models else folder / "models"),
             "catalog_url": os.environ.get(CATALOGUE_VARIABLE) or None,
             "logs_dir": str(folder),
             "host": host,
@@ -181,7 +186,7 @@ class EmbeddedFoundry:
         await self.ask({"do": "download", "id": model_id})  # it finds it in its cache
 
     def written_bytes(self) -> int | None:
-        """What the child has written to files so far; None where the system does not tell."""
+        """What the child has written to files so far; None where the system does not tell: macOS."""
         try:
             return int(psutil.Process(self.pid).io_counters().write_bytes)
         except (psutil.Error, AttributeError):  # macOS has no such counters
@@ -240,18 +245,30 @@ def link_downloads(paths: Iterable[Path], catalogue: Path, models: Path) -> None
     """Lay out these models of the catalogue's cache in the cache folder of one run, without copying a byte.
 
     Hard links, in folders of its own: the runtime refuses paths that lead out of its cache, and onnxruntime weights
-    that lie outside their model's folder. Removing the run's folder leaves the catalogue's files where they are.
+    that lie outside their model's folder. Removing the run's folder leaves the catalogue's files where they are. Where
+    the file system has no hard links (exFAT, some shares) files are copied after all; TargetError where that fails.
     """
     models.mkdir(exist_ok=True)
     known = catalogue / "foundry.modelinfo.json"  # what the catalogue said last: offline the runtime reads this
     for source in [known, *(file for path in paths for file in path.rglob("*"))]:
         target = models / source.relative_to(catalogue)
         if source.is_file() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source == known:
-                shutil.copyfile(source, target)  # the runtime writes to it
-            else:
-                os.link(source, target)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if source == known:
+                    shutil.copyfile(source, target)  # the runtime writes to it
+                else:
+                    _link_or_copy(source, target)
+            except OSError as error:
+                told = f"{target}: cannot lay out what the service is to serve: {error.strerror}"
+                raise TargetError(f"{told}; let LOADBENCH_CACHE name a folder on another disk") from error
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def process_state(pid: int) -> str:

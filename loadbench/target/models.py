@@ -14,7 +14,7 @@ from time import perf_counter_ns
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from loadbench.errors import TargetError
+from loadbench.errors import TargetError, UsageError
 from loadbench.target.control import Answer, Control
 from loadbench.target.dialects import Call, read_models
 from loadbench.target.endpoint import Endpoint, Headers
@@ -129,9 +129,15 @@ async def ensure_loaded(
                 await _call(control, endpoint, model, endpoint.dialect.unload, "unload", LIST_TIMEOUT_S)
             instead = ", ".join(sorted(after - before) or sorted(after)) or "nothing"
             raise TargetError(f"{model.id}: when asked for it {endpoint.title} loads {instead}; load it by hand")
-    return replace(
-        model, loaded=True, load_ms=load_ms, how=f"{model.how}; loaded for this run in {load_ms / 1e3:.1f} s"
-    )
+    return replace(model, loaded=True, load_ms=load_ms, how=f"{model.how}; loaded for this run in {took(load_ms)}")
+
+
+async def is_loaded(endpoint: Endpoint, model: Resolved, *, headers: Headers | None = None) -> bool | None:
+    """Whether the server has it in memory now; None where it does not tell."""
+    if endpoint.dialect.loaded is None:
+        return None
+    async with Control(endpoint.address, headers) as control:
+        return model.id in await _loaded_ids(control, endpoint, model.base_url)
 
 
 async def unload(endpoint: Endpoint, model: Resolved, *, headers: Headers | None = None) -> bool:
@@ -234,6 +240,18 @@ def split_device(asked: str) -> tuple[str, str | None]:
     return (name, device.upper()) if name and device.lower() in ("cpu", "gpu", "npu") else (asked, None)
 
 
+def refuse_other_device(asked: str) -> None:
+    """UsageError for a name of Foundry's catalogue, or of a model of one's own, that ends in no device after its @."""
+    name, device = split_device(asked)
+    if device is None and "@" in name:
+        raise UsageError(f"{asked}: expected @cpu, @gpu or @npu, got @{name.rpartition('@')[2]}")
+
+
+def took(load_ms: float) -> str:
+    """How long a load was."""
+    return f"{load_ms:.0f} ms" if load_ms < 1000 else f"{load_ms / 1e3:.1f} s"
+
+
 def _for_device(models: list[ModelInfo], device: str | None) -> list[ModelInfo]:
     """Those for a device: as they say or, where the list does not tell, as Foundry's ids do (``…-cuda-gpu:4``)."""
     if device is None:
@@ -295,7 +313,7 @@ async def _load_by_alias(control: Control, endpoint: Endpoint, alias: str) -> Re
         raise TargetError(f"{alias}: {endpoint.title} refused to load it with {answer.status}: {answer.said}")
     after = await _loaded_ids(control, endpoint, base_url)
     if new := sorted(after - before):
-        how = f"{new[0]} for {alias}, as the service loaded it for this run in {load_ms / 1e3:.1f} s"
+        how = f"{new[0]} for {alias}, as the service loaded it for this run in {took(load_ms)}"
         return Resolved(new[0], base_url, True, how, load_ms)
     alike = sorted(model_id for model_id in after if model_id.lower().startswith(alias.lower()))
     if len(alike) != 1:
@@ -306,8 +324,10 @@ async def _load_by_alias(control: Control, endpoint: Endpoint, alias: str) -> Re
 
 
 def _unknown(endpoint: Endpoint, asked: str, models: list[ModelInfo]) -> TargetError:
-    """Name the nearest of what there is."""
-    wanted = asked.lower()
+    """Name the nearest of what there is, and say where it is for want of devices that nothing is meant."""
+    name, device = split_device(asked)
+    untold = device is not None and bool(models) and all(model.device is None for model in models)
+    wanted = name.lower() if untold else asked.lower()
     names = {
         name.lower(): model.id
         for model in models
@@ -317,7 +337,11 @@ def _unknown(endpoint: Endpoint, asked: str, models: list[ModelInfo]) -> TargetE
     alike = nearest(wanted, names) or [model.id for model in models[:3]]
     if not alike:
         return TargetError(f"{endpoint.url}: expected the model {asked}, but the endpoint has none")
-    return TargetError(f"{endpoint.url}: there is no model {asked}; the nearest of {len(models)}: {', '.join(alike)}")
+    nearby = f"the nearest of {len(models)}: {', '.join(alike)}"
+    if untold:
+        ask = f"{endpoint.title} does not say for which device its models are: name one without @, as it is listed"
+        return TargetError(f"{endpoint.url}: {asked}: {ask}; {nearby}")
+    return TargetError(f"{endpoint.url}: there is no model {asked}; {nearby}")
 
 
 def nearest(wanted: str, names: Mapping[str, str]) -> list[str]:

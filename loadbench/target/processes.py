@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -82,6 +83,44 @@ def _rss_bytes(process: psutil.Process) -> int | None:
         return process.memory_info().rss or None  # 0: it has ended, and its parent has not taken notice
     except psutil.Error:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Born:
+    """A process, told by its birth from a later one that was given the same pid; in seconds since the epoch."""
+
+    pid: int
+    at_s: float
+
+    @classmethod
+    def of(cls, pid: int) -> Born:
+        """A child of ours, which has its pid until we have waited for it."""
+        try:
+            return cls(pid, psutil.Process(pid).create_time())
+        except psutil.Error:
+            return cls(pid, 0.0)
+
+
+SAME_BIRTH_S = 2.0  # the birth is counted from the boot, whose time moves when the clock is set
+END_WAIT_S = 20.0
+
+
+def end_tree(born: Born) -> bool:
+    """End a process and its descendants: it is asked to first. False where it is gone already."""
+    try:
+        root = psutil.Process(born.pid)
+        if abs(root.create_time() - born.at_s) > SAME_BIRTH_S or root.status() == psutil.STATUS_ZOMBIE:
+            return False
+        tree = [root, *root.children(recursive=True)]
+        root.terminate()
+    except psutil.Error:
+        return False
+    _, alive = psutil.wait_procs(tree, END_WAIT_S)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, END_WAIT_S)
+    return True
 
 
 def machine_bytes() -> int:
@@ -170,13 +209,21 @@ def find_service(pid: int | None = None, port: int | None = None, name: str | No
 
 
 def foundry_ports() -> list[int]:
-    """The ports that processes called like Foundry Local listen on, on this machine, as far as this user may see."""
+    """The ports on which what is called like Foundry Local, or runs it for us, listens here, as far as may be seen."""
     try:
         listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     except psutil.AccessDenied:
         return []
-    theirs = [c.laddr for c in listening if c.pid and re.search(FOUNDRY_NAME, _called(c.pid), re.IGNORECASE)]
+    theirs = [c.laddr for c in listening if c.pid and re.search(FOUNDRY_NAME, _started_as(c.pid), re.IGNORECASE)]
     return sorted({address.port for address in theirs if address})
+
+
+def _started_as(pid: int) -> str:
+    """Its name and its command line."""
+    try:
+        return " ".join([_called(pid), *psutil.Process(pid).cmdline()])
+    except psutil.Error:
+        return _called(pid)
 
 
 def _listening(port: int) -> tuple[int | None, str]:

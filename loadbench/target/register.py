@@ -88,6 +88,14 @@ def _provider(decoder: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return PROVIDERS.get(str(asked).lower(), (str(asked), None))
 
 
+def at_home(path: Path) -> Path:
+    """The path, absolute, with ~ as somebody's home. UsageError for the home of somebody who is not known."""
+    try:
+        return path.expanduser().resolve()
+    except RuntimeError:
+        raise UsageError(f"{path}: expected a folder, found no home of that user") from None
+
+
 def folder_bytes(path: Path) -> int:
     """The size of all files in it."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -115,9 +123,9 @@ class Register:
         """Register a folder. UsageError for one that is no model, and for an id that another folder has."""
         if MODEL_ID.fullmatch(model_id) is None:
             raise UsageError(f"--id: expected NAME:VERSION, such as my-model:1, got {model_id}")
-        if model_id.startswith("synthetic-"):
-            raise UsageError(f"--id: expected a name that no synthetic model has, got {model_id}")
-        folder = read_folder(path.expanduser().resolve())
+        if model_id.startswith("synthetic-") or model_id.rpartition(":")[0].lower() == "auto":
+            raise UsageError(f"--id: expected a name that means no synthetic model, got {model_id}")
+        folder = read_folder(at_home(path))
         models = self.read()
         if models.get(model_id, folder.path) != folder.path:
             raise UsageError(f"--id: {model_id} is {models[model_id]}: choose another version, or `models rm` it first")
@@ -138,6 +146,11 @@ class Register:
             return asked
         named = [model_id for model_id in models if model_id.rpartition(":")[0].lower() == asked.lower()]
         return max(named, key=lambda model_id: int(model_id.rpartition(":")[2]), default=None)
+
+    def name_of(self, path: Path) -> str | None:
+        """The id of a folder, if it is registered."""
+        folder = path.expanduser().resolve()
+        return next((model_id for model_id, known in self.read().items() if known == folder), None)
 
     def _write(self, models: Mapping[str, Path]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import orjson
 
 from loadbench.errors import TargetError
 from loadbench.target.catalogue import Progress
-from loadbench.target.control import Control, one_line
+from loadbench.target.control import Control, HopelessError, one_line
 from loadbench.target.dialects import read_models
 from loadbench.target.endpoint import Endpoint, Headers
 from loadbench.target.models import list_catalogue, nearest, split_device, version_of
@@ -44,7 +44,7 @@ async def _offered(endpoint: Endpoint, asked: str, headers: Headers) -> Mapping[
     ]
     if not found:
         alike = nearest(wanted, {(m["alias"] or m["id"]).lower(): m["alias"] or m["id"] for m in offered})
-        raise TargetError(
+        raise HopelessError(
             f"{asked}: not in the catalogue of {endpoint.title}; the nearest: {', '.join(alike) or 'none'}"
         )
     # The catalogue has the variant that suits the machine best first; of one name the newest version is meant.
@@ -77,7 +77,10 @@ async def _old_foundry(control: Control, row: Mapping[str, Any], progress: Progr
 
 
 async def _ollama(control: Control, asked: str, progress: Progress, stall_s: float) -> None:
-    """``POST /api/pull``: a JSON object a line, each about one layer; ``success`` is the last."""
+    """``POST /api/pull``: a JSON object a line, each about one layer; ``success`` is the last.
+
+    An ``error`` is the last word: what broke off Ollama has tried again itself by then.
+    """
     sizes: dict[str, tuple[int, int]] = {}  # digest → completed, total
     status = None
     async for line in control.lines("/api/pull", {"model": asked, "stream": True}, stall_s):
@@ -86,7 +89,7 @@ async def _ollama(control: Control, asked: str, progress: Progress, stall_s: flo
         except orjson.JSONDecodeError:
             continue
         if "error" in row:
-            raise TargetError(f"{asked}: {one_line(str(row['error']))}")
+            raise HopelessError(f"{asked}: {one_line(str(row['error']))}")
         status = row.get("status")
         if isinstance(row.get("total"), int) and row["total"]:
             sizes[str(row.get("digest"))] = (int(row.get("completed") or 0), row["total"])

@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import Any
 
 from loadbench.errors import TargetError, UsageError
 from loadbench.platform import describe_exit
 from loadbench.records import Sample
+from loadbench.scenario.variables import ENDPOINT_VARIABLE
 from loadbench.target.autopsy import KernelLog, last_words, machine_oom_kills
 from loadbench.target.catalogue import Progress, download
 from loadbench.target.chosen import Chosen, choose
@@ -20,12 +21,17 @@ from loadbench.target.endpoint import Endpoint, discover
 from loadbench.target.foundry import EmbeddedFoundry, cache_dir, process_state
 from loadbench.target.memory import MemoryWatch
 from loadbench.target.memory_figures import MemoryFigures
-from loadbench.target.models import ModelInfo, Resolved, ensure_loaded, list_models, resolve, unload
+from loadbench.target.models import ModelInfo, Resolved, ensure_loaded, is_loaded, list_models, resolve, took, unload
 from loadbench.target.processes import ProcessTree
 from loadbench.target.register import ModelFolder, folder_bytes, read_folder
 from loadbench.target.state import Evidence, judge
 
 DISCOVER_TIMEOUT_S = 5.0
+UNLOAD_PATIENCE_S = 2.0
+UNLOAD_PAUSE_S = 0.25
+"""Foundry refuses while a session of an answer is still being taken down, some tenths of a second after its end."""
+
+LOADING_PATIENCE_S = 5.0  # a load that nobody waits for any more goes on: seen to its end where that is soon
 DYING_TIMEOUT_S = 1.0  # a process that aborts closes its sockets before it has an exit status
 
 
@@ -104,7 +110,10 @@ class Target:
     @classmethod
     async def at(cls, url: str, source: str, headers: Mapping[str, str]) -> Target:
         """Find out who answers at this address."""
-        return cls(await discover(url, headers=headers, timeout_s=DISCOVER_TIMEOUT_S), source, headers, None)
+        try:
+            return cls(await discover(url, headers=headers, timeout_s=DISCOVER_TIMEOUT_S), source, headers, None)
+        except UsageError as error:
+            raise UsageError(f"{error} (from {source})" if source == ENDPOINT_VARIABLE else str(error)) from None
 
     async def look_again(self, timeout_s: float) -> None:
         """Find out who answers at the address now: one started anew has another process. TargetError: nobody."""
@@ -174,9 +183,7 @@ class Target:
         except TargetError as error:
             raise TargetError(f"{model.id}: {self.endpoint.title} refused to load it: {error}") from None
         load_ms = (perf_counter_ns() - start_ns) / 1e6
-        return replace(
-            model, loaded=True, load_ms=load_ms, how=f"{model.how}; loaded for this run in {load_ms / 1e3:.1f} s"
-        )
+        return replace(model, loaded=True, load_ms=load_ms, how=f"{model.how}; loaded for this run in {took(load_ms)}")
 
     async def unload(self, model: Resolved) -> None:
         """Unload it, where the API can. TargetError when the server refuses; a wedged one does."""
@@ -184,6 +191,26 @@ class Target:
             await unload(self.endpoint, model, headers=self.headers)
         else:
             await self.foundry.ask({"do": "unload", "id": model.id})
+
+    async def unload_patiently(self, model: Resolved, *, loading: bool = False) -> None:
+        """Unload it as soon as the server lets us; ``loading``: a load that was not waited for may be under way.
+
+        TargetError when it refuses to the end, or when nobody knows whether the load will end yet.
+        """
+        until_s = monotonic() + (LOADING_PATIENCE_S if loading else UNLOAD_PATIENCE_S)
+        while loading and await is_loaded(self.endpoint, model, headers=self.headers) is False:
+            if monotonic() > until_s:
+                raise TargetError(f"{model.id}: {self.endpoint.title} may still be loading it, for nobody")
+            await asyncio.sleep(UNLOAD_PAUSE_S)
+        until_s = monotonic() + UNLOAD_PATIENCE_S
+        while True:
+            try:
+                await self.unload(model)
+                return
+            except TargetError:
+                if monotonic() > until_s:
+                    raise
+            await asyncio.sleep(UNLOAD_PAUSE_S)
 
     def is_synthetic(self, asked: str) -> bool:
         return self.foundry is not None and (asked == "auto" or asked.startswith("synthetic:"))
