@@ -100,9 +100,8 @@ class Watch:
         """The level is over: its line keeps its figures as a whole until the report has better ones."""
         assert self.shard is not None
         progress, counters, issued_s = self._progress(), self.shard.counters(), self.shard.issued_s
-        # Where most of it ended in the drain the report's window reaches into that: its figures are then others.
-        ok = counters.outcomes["ok"]
-        told = issued_s > 0 and (2 * counters.ok_in_time >= counters.ended or not ok)
+        # Where most answers came in the drain the report's window reaches into that: its figures are then others.
+        told = issued_s > 0 and 2 * counters.ok_in_time >= counters.outcomes["ok"]
         self._levels[level.index] = replace(
             self._levels[level.index],
             ended=True,
