@@ -142,7 +142,7 @@ def test_levels_with_few_requests_leave_everything_undecided(tmp_path: Path) -> 
     found = of(tmp_path, replace(SLOTS, service_s=6.0), users(*LADDER))
     assert not any(point.firm for point in found.points)
     assert (found.nature, found.up_to) == (None, None)
-    assert "requests" in found.because
+    assert "; it takes 11)" in found.because
     assert all(told.result == "undecided" for told in found.estimates)
 
 
