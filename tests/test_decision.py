@@ -15,8 +15,10 @@ import orjson
 import pytest
 from markdown_it import MarkdownIt
 
+from loadbench.analysis import candidates
 from loadbench.analysis.candidates import of_median
 from loadbench.analysis.decision import CRITERIA, FIGURES, Candidate, Decision, Figure, Ranking
+from loadbench.analysis.findings import Share
 from loadbench.analysis.ranking import rank, weights_of
 from loadbench.analysis.summary import Summary, schema
 from loadbench.errors import UsageError
@@ -232,6 +234,18 @@ def test_what_a_stream_takes_comes_from_the_fit_with_its_interval(tmp_path: Path
     assert found.value == takes.per_stream.value_bytes == pytest.approx(50 * MIB, rel=0.05)
     assert found.interval_95 == takes.per_stream.interval_95
     assert found.n == 4
+
+
+def test_a_stream_of_which_only_the_tokens_are_known_is_not_told(tmp_path: Path) -> None:
+    """Every level had as many streams: what a stream takes besides its tokens is unknown, which is not nothing."""
+    levels = [Planned(Closed(users), memory=Held(200 * MIB, 300 * MIB, 200 * MIB)) for users in (1, 2, 4, 8)]
+    summary = write_report(write_run(tmp_path, levels), weights={"memory": 1.0})
+    (takes,) = summary.memory
+    untold, each = Share(None, None, "every level had as many streams"), Share(16384.0, (16000.0, 17000.0), None)
+    summary = replace(summary, memory=(replace(takes, per_stream=untold, per_token=each),))
+    of = candidates._Measured({"id": takes.model, "status": "ok"}, (), summary, None, "", None)
+    found = candidates._per_stream(of)
+    assert (found.value, found.because) == (None, "every level had as many streams")
 
 
 def test_memory_that_bears_no_line_is_absent_with_the_reason_of_the_fit(three: Summary) -> None:

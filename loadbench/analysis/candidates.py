@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -227,7 +228,7 @@ def _speed(of: _Measured) -> Figure:
 def _best(of: _Measured) -> Figure:
     found = [_rate(of, level) for level, _ in of.levels]
     told = [figure for figure in found if figure.value is not None]
-    best = max(told, key=lambda figure: figure.value or 0.0, default=None)  # a doubt about it is told, never left out
+    best = max(told, key=attrgetter("value"), default=None)  # a doubt about it is told, never left out
     return _or(best, of.absent if not of.levels else "no level gave a token")
 
 
@@ -300,19 +301,19 @@ def _per_stream(of: _Measured) -> Figure:
         return _absent(of.absent if of.row["status"] != "ok" else "no memory of the target was read")
     stream, token = takes.per_stream, takes.per_token
     if token.value_bytes is not None:
+        if stream.value_bytes is None:  # unknown is not nothing: its tokens alone would be too little
+            return _absent(stream.not_told or "the levels do not tell it")
         known = [level.memory.tokens for level, _ in of.levels if level.memory and level.memory.tokens]
         if not known:
             return _absent("it depends on the tokens, and the levels do not say how many were asked for")
-        tokens = known[0]
-        value = (stream.value_bytes or 0.0) + token.value_bytes * tokens
-        ends = [
-            ((share.interval_95 or (share.value_bytes or 0.0,) * 2), times)
-            for share, times in ((stream, 1.0), (token, tokens))
-        ]
-        reach = sum(end[0] * times for end, times in ends), sum(end[1] * times for end, times in ends)
-        interval = reach if token.interval_95 else None
+        tokens: float | None = known[0]
+        value = stream.value_bytes + token.value_bytes * known[0]
+        interval = None
+        if stream.interval_95 is not None and token.interval_95 is not None:
+            low, high = (one + each * known[0] for one, each in zip(stream.interval_95, token.interval_95, strict=True))
+            interval = low, high
     elif stream.value_bytes is not None:
-        value, interval, tokens = stream.value_bytes, stream.interval_95, takes.at_tokens or 0.0
+        value, interval, tokens = stream.value_bytes, stream.interval_95, takes.at_tokens
     else:
         return _absent(stream.not_told or token.not_told or "the levels do not tell it")
     at = f"{tokens:,.0f} tokens each" if tokens else None
