@@ -19,6 +19,7 @@ One path, five rooms::
     errors.py    the errors a user may see, each with its exit code
     files.py     writes a file whole
     platform.py  what differs between operating systems
+    order.py     what a run is asked to do beside its scenario, and who is asked
     runner.py    the order of things; course.py decides what is measured next, journal.py keeps run.json
     lineup.py    the models of a run: found, downloaded, loaded, unloaded, failed; keep_warm.py has one not fall asleep
     vigil.py     watches the target's memory beside the run; aftermath.py sees to a target that has died

@@ -24,6 +24,7 @@ from loadbench.analysis.verdict import exit_code
 from loadbench.api import Run, load_run
 from loadbench.chronicle import Chronicle
 from loadbench.errors import UsageError
+from loadbench.order import Order
 from loadbench.platform import run_in_loop
 from loadbench.records import Find
 from loadbench.report.live import choose_view
@@ -100,7 +101,7 @@ def run(
         "asserts": tuple(gate.text for gate in gates.assertions) if gates else None,
         "allow_indicative": allow_indicative or None,
     }
-    order = runner.Order(
+    order = Order(
         loaded=loaded,
         results=Path(results),
         out=None if out is None else Path(out),
@@ -113,7 +114,7 @@ def run(
     return load_run(_run_and_report(order, gates, quiet))
 
 
-def _run_and_report(order: runner.Order, gates: Asked | None, quiet: bool) -> Path:
+def _run_and_report(order: Order, gates: Asked | None, quiet: bool) -> Path:
     """Returns the directory. KeyboardInterrupt where Ctrl-C ended it, once all is written."""
     running = runner.Run(order, choose_view(quiet=quiet))
     chronicle = Chronicle(order.results)

@@ -20,11 +20,11 @@ from loadbench.engine.client import Client
 from loadbench.engine.exchange import Wire
 from loadbench.errors import TargetError
 from loadbench.lineup import wire_of
+from loadbench.order import open_target, sent_headers
 from loadbench.outcomes import OUTCOMES, classify
 from loadbench.records import Request, Sample
 from loadbench.report.checklist import Item, Mark, Telling
 from loadbench.report.words import milliseconds, octets
-from loadbench.runner import open_target, sent_headers
 from loadbench.scenario.load import Loaded
 from loadbench.scenario.schema import PROBE_TOKEN_VARIABLE
 from loadbench.scenario.variables import key_headers

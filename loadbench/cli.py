@@ -146,8 +146,8 @@ def run(
     99 SLO or gate missed, 130 interrupted.
     """
     from loadbench.chronicle import Chronicle
+    from loadbench.order import Order
     from loadbench.repeats import run_all
-    from loadbench.runner import Order
     from loadbench.scenario.variables import key_headers
 
     weighed, loaded = _weights(weights), load(options, find)

@@ -50,9 +50,10 @@ def collect(out: Path | None, quiet: bool, **options: Any) -> None:
 
     The answers are in answers.jsonl of the run's directory. Exit codes are those of run; 94 where no answer came.
     """
+    from loadbench.order import Order
     from loadbench.report.live import choose_view
     from loadbench.report.write import write_report
-    from loadbench.runner import Order, Run
+    from loadbench.runner import Run
 
     loaded = load(options)
     if loaded.scenario.quality is None:

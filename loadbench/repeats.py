@@ -18,8 +18,9 @@ from typing import Any
 import click
 
 from loadbench.errors import UsageError
+from loadbench.order import Order
 from loadbench.report.live import choose_view
-from loadbench.runner import Order, Run
+from loadbench.runner import Run
 
 Tell = Callable[..., int]
 """Reports a directory, ``quiet`` or not, and says with which exit code its run ends."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
 
@@ -20,67 +18,22 @@ from loadbench.errors import TargetError, UsageError
 from loadbench.journal import ANSWERS, Journal
 from loadbench.keep_warm import KeepWarm
 from loadbench.lineup import Lineup
+from loadbench.order import Order, open_target
 from loadbench.platform import raise_open_file_limit
 from loadbench.progress import Watch
 from loadbench.quality_answers import append, collect
-from loadbench.records import Find, Level, Sample
+from loadbench.records import Level, Sample
 from loadbench.report.live import View
-from loadbench.scenario.load import Loaded
 from loadbench.scenario.memory import MemoryLadder
 from loadbench.scenario.plan import levels as plan_levels
 from loadbench.scenario.prompts import PromptMix
 from loadbench.stall import STALLED, Stall
-from loadbench.target.containment import RLIMIT_DATA
 from loadbench.target.models import Resolved
 from loadbench.target.recovery import Recovery
 from loadbench.target.target import Target
 from loadbench.vigil import Vigil
 
-LIMIT_KIND_VARIABLE = "LOADBENCH_MEMORY_LIMIT_KIND"
-"""RLIMIT_DATA holds the embedded service by that though a cgroup could be made: to see allocations fail, not kills."""
-
 MOST_DEATHS = 2  # of a model's levels in a row; the third would not be the one that it survives
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What the command line asks for besides the scenario. ``headers`` may hold a key and are never written.
-
-    ``workers`` is the number of load processes, None: as many as the calibrated ceiling asks for. ``find``: search for
-    that instead of measuring the stages. ``i_own_the_target``: a target that is not ours may be loaded until it fails.
-    ``quality_only``: the prompts of the scenario's quality are asked, and no level is run.
-    """
-
-    loaded: Loaded
-    results: Path
-    out: Path | None
-    command: str
-    headers: Mapping[str, str]
-    workers: int | None = 1
-    find: Find | None = None
-    i_own_the_target: bool = False
-    quality_only: bool = False
-
-
-async def open_target(loaded: Loaded, headers: Mapping[str, str], say: Callable[[str], None]) -> Target:
-    """Start the embedded service, or find out who answers; ``headers`` go where the scenario has none of that name."""
-    scenario, source = loaded.scenario, loaded.endpoint_source
-    if scenario.embedded:
-        say("starting an embedded Foundry Local")
-        kind = os.environ.get(LIMIT_KIND_VARIABLE) or None
-        if kind not in (None, RLIMIT_DATA):
-            raise UsageError(f"{LIMIT_KIND_VARIABLE}: expected {RLIMIT_DATA}, got {kind}")
-        limit_bytes = scenario.memory_limit_bytes
-        return await Target.embedded(scenario.models, source, memory_limit_bytes=limit_bytes, limit_kind=kind)
-    say(f"asking {scenario.redacted().endpoint} what it is")
-    return await Target.at(scenario.endpoint, source, sent_headers(loaded, headers))
-
-
-def sent_headers(loaded: Loaded, headers: Mapping[str, str]) -> dict[str, str]:
-    """What goes with every request: the scenario's headers, and of these those that it does not name."""
-    theirs = loaded.scenario.request.headers
-    said = {name.lower() for name in theirs}  # HTTP does not tell Authorization from authorization
-    return {name: value for name, value in headers.items() if name.lower() not in said} | dict(theirs)
 
 
 class Run:

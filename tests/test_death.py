@@ -18,8 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
+from loadbench.order import Order
 from loadbench.report.live import QuietView
-from loadbench.runner import Order, Run
+from loadbench.runner import Run
 from loadbench.scenario.load import Overrides, load_scenario
 from loadbench.target import recovery
 from loadbench.target.fake import FakeServer, serve

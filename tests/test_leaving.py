@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from loadbench.errors import TargetError, UsageError
+from loadbench.order import Order
 from loadbench.report.live import choose_view
-from loadbench.runner import Order, Run
+from loadbench.runner import Run
 from loadbench.scenario.load import Overrides, load_scenario
 from loadbench.target.chosen import folder_of
 from loadbench.target.models import ensure_loaded, list_models

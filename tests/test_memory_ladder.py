@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from loadbench.errors import TargetError, UsageError
+from loadbench.order import Order
 from loadbench.report.frame import LevelProgress, MemoryShown, Progress, current_line
 from loadbench.report.live import QuietView
-from loadbench.runner import Order, Run
+from loadbench.runner import Run
 from loadbench.scenario.load import Overrides, load_scenario
 from loadbench.target.containment import RLIMIT_DATA, limit_for
 from loadbench.target.target import Target
