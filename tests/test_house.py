@@ -13,6 +13,7 @@ PLAIN = {"records", "outcomes", "errors", "files", "hdr", "platform"}
 ABOVE = {
     "api",
     "api_run",
+    "order",
     "runner",
     "course",
     "lineup",
