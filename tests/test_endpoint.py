@@ -189,7 +189,7 @@ async def test_an_answer_without_end_is_cut_off() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "the answer broke off"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "does not speak HTTP"),
         (
-            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + compress(b'{"data": []}'),
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + compress(b'{"data": []}', mtime=0),
             "expected a model server",
         ),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"[" * 200_000, "expected a model server"),
