@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +49,10 @@ def clean_command(keep: int, results: Path, dry_run: bool) -> None:
     old = _runs(results)[keep:]
     known = nights(results / "nightly")
     old += [run for night in known[keep:] for run in _runs(night.folder)]
-    named = _named(results) | _bases(results)
+    stays = dict.fromkeys(_bases(results), "its last good night") | dict.fromkeys(_named(results), "a baseline")
     freed_bytes, removed = 0, 0
     for run in old:
-        if why := _kept(run.path, named):
+        if why := _kept(run.path, stays):
             click.echo(f"kept     {plain(run.path)}: {why}")
             continue
         size_bytes = sum(file.lstat().st_size for file in run.path.rglob("*") if not file.is_dir())
@@ -123,11 +123,12 @@ def _first(paths: Iterator[Path]) -> list[Path]:
     return [path for path in [next(paths, None)] if path is not None]
 
 
-def _kept(path: Path, named: set[Path]) -> str | None:
+def _kept(path: Path, stays: Mapping[Path, str]) -> str | None:
     """Why it stays; None: it may go."""
     real = path.resolve()
-    if any(real == other or real in other.parents or other in real.parents for other in named):
-        return "a baseline"
+    for other, why in stays.items():
+        if real == other or real in other.parents or other in real.parents:
+            return why
     newest_s = max((file.lstat().st_mtime for file in path.rglob("*")), default=0.0)
     return "it may be going on" if _is_going(path) and time.time() - newest_s < IDLE_S else None
 

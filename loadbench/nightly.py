@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,11 +26,12 @@ from loadbench.analysis.night import (
     BROKE,
     INTERRUPTED,
     INVALID,
-    OUTCOMES,
+    MISSED,
     REGRESSED,
     Against,
     Night,
     Turn,
+    against,
     good,
     nights,
 )
@@ -37,8 +39,10 @@ from loadbench.chronicle import working_tree
 from loadbench.errors import LoadbenchError, UsageError
 from loadbench.files import locked, write_whole
 from loadbench.platform import apart
-from loadbench.report.escape import plain
-from loadbench.report.night import STATES, page
+from loadbench.report.escape import as_line, plain
+from loadbench.report.github import SUMMARY_FILE
+from loadbench.report.night import front, page
+from loadbench.report.night_words import lead, step_summary, told
 from loadbench.report.words import clock, octets
 from loadbench.target.processes import Born, end_tree
 
@@ -49,6 +53,8 @@ SPARE_S = 600.0  # downloads, loads and warm-ups are no part of a plan's time
 TIMES = 3.0  # a plan's time: min_requests take a slow target longer
 
 LOCK = ".lock"
+OURS = "loadbench: "
+RUN = re.compile(r"run \d+ of \d+")  # which of a group's runs begins
 
 
 @click.command("nightly")
@@ -115,7 +121,11 @@ def _read(path: Path) -> str:
 
 
 def _now() -> str:
-    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return _at(time.time())
+
+
+def _at(epoch_s: float) -> str:
+    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class Sweep:
@@ -132,6 +142,16 @@ class Sweep:
     def go(self, folder: Path, files: list[Path], *, fresh: bool) -> int:
         """Do all that is to do; returns the exit code."""
         night = self._open(folder, files, fresh=fresh)
+        try:
+            self._do(night)
+        except UsageError as error:  # the disk is full: what is known is told here, and the same command goes on
+            click.echo(as_line(f"loadbench: {error}"), err=True)
+            self._tell(night)
+            return BROKE
+        self._tell(night)
+        return night.code
+
+    def _do(self, night: Night) -> None:
         with self._listening():
             for turn in night.turns:
                 if not turn.is_over and not self._stopping:
@@ -139,10 +159,24 @@ class Sweep:
         interrupted = self._stopping and any(not turn.is_over for turn in night.turns)
         night.status, night.ended = "interrupted" if interrupted else "complete", _now()
         self._write(night)
-        for turn in night.turns:
-            click.echo(f"{plain(turn.name)}: {_told(turn)}")
-        click.echo(f"Night    {night.folder / 'index.html'}")
-        return night.code
+
+    def _tell(self, night: Night) -> None:
+        """The worst first; to GitHub, too, where the runs' own summaries would hide the night's."""
+        earlier = self._before(night)
+        for turn in night.worst_first:
+            self._say(night, turn, err=False)
+        click.echo(as_line(f"Night    {lead(night)}, {clock(night.took_s)}: {night.folder / 'index.html'}"))
+        if path := os.environ.get(SUMMARY_FILE):
+            try:
+                with Path(path).open("a", encoding="utf-8") as file:
+                    file.write(step_summary(night, earlier))
+            except OSError as error:
+                click.echo(as_line(f"loadbench: {path}: cannot be written: {error.strerror}"), err=True)
+
+    def _say(self, night: Night, turn: Turn, *, err: bool) -> None:
+        click.echo(as_line(f"{turn.name}: {told(turn, self._before(night))}"), err=err)
+        if turn.why:
+            click.echo(as_line(f"    {turn.why}", 400), err=err)
 
     def accept(self, name: str) -> int:
         """Take the last night's regression of a scenario for good."""
@@ -153,7 +187,7 @@ class Sweep:
         turn.accepted = True
         self._earlier = known[1:]
         self._write(known[0])
-        click.echo(f"{plain(name)}: what {known[0].name} measured is what the next night is compared with")
+        click.echo(as_line(f"{name}: what {known[0].name} measured is what the next night is compared with"))
         return 0
 
     def _open(self, folder: Path, files: list[Path], *, fresh: bool) -> Night:
@@ -172,7 +206,7 @@ class Sweep:
             self._earlier = known[1:]
             self._write(last)
             self._earlier = known
-            click.echo(f"{last.folder}: was cut short; what it measured is kept", err=True)
+            click.echo(as_line(f"{last.folder}: was cut short; what it measured is kept"), err=True)
         at = None if commit is None else commit.id
         dirty = None if commit is None else commit.dirty
         turns = [Turn(*name) for name in names]
@@ -183,7 +217,7 @@ class Sweep:
     def _resume(self, night: Night) -> Night:
         self._clear(night)
         done = sum(turn.is_over for turn in night.turns)
-        click.echo(f"{night.folder}: going on; {done} of {len(night.turns)} are done", err=True)
+        click.echo(as_line(f"{night.folder}: going on; {done} of {len(night.turns)} are done"), err=True)
         night.status, night.ended = "running", None
         self._write(night)
         return night
@@ -193,7 +227,7 @@ class Sweep:
         for turn in night.turns:
             if turn.process is not None:
                 if end_tree(turn.process):
-                    click.echo(f"{turn.name}: ended the run that was left behind", err=True)
+                    click.echo(as_line(f"{turn.name}: ended the run that was left behind"), err=True)
                 turn.process = None
             if turn.state == "running":
                 turn.state, turn.path, turn.exit_code = "waiting", None, None
@@ -213,21 +247,27 @@ class Sweep:
         if free_bytes < LEAST_FREE_BYTES:
             turn.state, turn.exit_code = "no_room", BROKE
             turn.why = f"{octets(free_bytes)} are left on the disk of {self._results}: make clean-results KEEP=30"
-            click.echo(f"{turn.name}: {turn.why}", err=True)
+            click.echo(as_line(f"{turn.name}: {turn.why}"), err=True)
             self._write(night)
             return
-        turn.path, turn.log, limit_s = _free(night.folder, turn.name), f"{turn.name}.txt", self._bound_s(turn)
-        click.echo(f"{turn.name}: {turn.file}, at most {clock(limit_s)}", err=True)
+        turn.path, turn.log = _free(night.folder, turn.name), f"{turn.name}.txt"
+        plan_s, limit_s = self._times_s(turn)
+        about = "" if plan_s is None else f"about {clock(plan_s)}, "
+        place = f"{night.turns.index(turn) + 1} of {len(night.turns)}"
+        click.echo(as_line(f"{turn.name}: {place}, {about}at most {clock(limit_s)}"), err=True)
         began_s = time.monotonic()
         self._run(night, turn, limit_s)
+        if not turn.is_over:  # interrupted: it is run again
+            self._write(night)
+            return
         turn.took_s = round(time.monotonic() - began_s, 1)
         if not (night.folder / turn.path).is_dir():
             turn.path = None
         if turn.exit_code not in (0, INTERRUPTED) and turn.why is None:
             turn.why = _last_line(night.folder / turn.log)
-        if turn.exit_code == 0 and turn.path is not None:
+        if turn.exit_code in (0, MISSED) and turn.path is not None:
             turn.against = self._against(night, turn.name, night.folder / turn.path)
-        click.echo(f"{turn.name}: {_told(turn)}", err=True)
+        self._say(night, turn, err=True)
         self._write(night)
 
     def _run(self, night: Night, turn: Turn, limit_s: float) -> None:
@@ -237,10 +277,10 @@ class Sweep:
         alone = {} if sys.platform == "win32" else apart()
         with (night.folder / str(turn.log)).open("wb") as log:
             process = self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **alone
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=_environment(), **alone
             )
             try:
-                turn.state, turn.process = "running", Born.of(process.pid)
+                turn.state, turn.process, turn.until = "running", Born.of(process.pid), _at(time.time() + limit_s)
                 self._write(night)
                 if self._stopping:
                     self._pass_on()
@@ -249,7 +289,7 @@ class Sweep:
                 except subprocess.TimeoutExpired:
                     self._end_overtime(turn, process, limit_s)
             finally:
-                self._process = turn.process = None
+                self._process = turn.process = turn.until = None
         if turn.exit_code == INTERRUPTED and self._stopping:
             turn.state, turn.exit_code = "waiting", None
 
@@ -263,10 +303,8 @@ class Sweep:
             process.wait()
         turn.state, turn.exit_code = "overtime", INVALID
 
-    def _bound_s(self, turn: Turn) -> float:
-        """How long it may take; a scenario that cannot be read says so itself."""
-        if self._limit_s is not None:
-            return self._limit_s
+    def _times_s(self, turn: Turn) -> tuple[float | None, float]:
+        """How long it should take, and may; a scenario that cannot be read says so itself."""
         from loadbench.scenario.load import Overrides, load_scenario
         from loadbench.scenario.plan import describe, levels
 
@@ -274,8 +312,9 @@ class Sweep:
             loaded = load_scenario(Path(turn.file), Overrides(), os.environ)
             plan = describe(loaded.scenario, levels(loaded.scenario, loaded.scenario.models, loaded.traces))
         except LoadbenchError:
-            return SPARE_S
-        return loaded.scenario.repeat * (TIMES * plan.estimated_s + SPARE_S)
+            return None, self._limit_s or SPARE_S
+        times = loaded.scenario.repeat
+        return times * plan.estimated_s, self._limit_s or times * (TIMES * plan.estimated_s + SPARE_S)
 
     def _against(self, night: Night, name: str, new: Path) -> Against:
         """Hold it against its last good night; why not, in a line, where that cannot be."""
@@ -293,17 +332,20 @@ class Sweep:
             return Against(base_night.name, None, f"not compared: {error}")
         there = (new / "compare.html").exists()
         where = f"{new.relative_to(night.folder).as_posix()}/compare.html" if there else None
-        return Against(base_night.name, found.answer, found.text, where)
+        return against(found, base_night.name, where)
 
     def _write(self, night: Night) -> None:
         night.write()
         rows: dict[str, history.Row] = {}
         with contextlib.suppress(UsageError):  # there is no history
-            prefix = (night.folder.relative_to(self._results)).as_posix() + "/"
+            prefix = self.root.relative_to(self._results).as_posix() + "/"
             known, _ = history.read(self._results / history.HISTORY)
             rows = {row.path.removeprefix(prefix): row for row in known if row.path.startswith(prefix)}
-        earlier = [other for other in self._earlier if other.started < night.started]
-        write_whole(night.folder / "index.html", page(night, earlier, rows).encode())
+        write_whole(night.folder / "index.html", page(night, self._before(night), rows).encode())
+        write_whole(self.root / "index.html", front(night).encode())
+
+    def _before(self, night: Night) -> list[Night]:
+        return [other for other in self._earlier if other.started < night.started]
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -340,19 +382,19 @@ def _free(folder: Path, name: str) -> str:
 
 
 def _last_line(log: Path) -> str | None:
-    """What a run said last of why it failed."""
-    with contextlib.suppress(OSError):
+    """What a run said last of why it failed; of a group also how many of its runs said something."""
+    try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        ours = [line for line in lines if line.startswith("loadbench: ")] or [line for line in lines if line.strip()]
-        return plain(ours[-1].removeprefix("loadbench: "), 400) if ours else None
-    return None
+    except OSError:
+        return None
+    told = [line.removeprefix(OURS) for line in lines if line.startswith(OURS)]
+    why = [line for line in told if not RUN.fullmatch(line)]
+    if not why:
+        return next((plain(line, 400) for line in reversed(lines) if line.strip() and not line.startswith(OURS)), None)
+    runs = len(told) - len(why)
+    return plain(why[-1], 400) + (f" ({len(why)} of {runs} runs)" if runs >= len(why) > 0 else "")
 
 
-def _told(turn: Turn) -> str:
-    """How it ended, in words."""
-    if turn.state not in ("done", "running"):
-        return STATES[turn.state] + (f" ({turn.why})" if turn.why else "")
-    told = OUTCOMES[turn.code if turn.code is not None else BROKE]
-    if turn.against is not None:
-        told += f"; against {turn.against.night or 'the last good night'}: {turn.against.answer or turn.against.text}"
-    return told + (f" ({plain(turn.why, 200)})" if turn.why else "")
+def _environment() -> dict[str, str]:
+    """Ours, but for where GitHub wants a step's summary: the night has one, and a dozen runs would bury it."""
+    return {name: value for name, value in os.environ.items() if name != SUMMARY_FILE}

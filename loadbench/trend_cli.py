@@ -10,6 +10,7 @@ import click
 import orjson
 
 from loadbench.errors import UsageError
+from loadbench.report.escape import json_text
 
 FIRST = ("ttft.p50", "ttft.p95", "output_tokens_per_s", "failures")
 """What is shown unless other figures are asked for."""
@@ -45,7 +46,7 @@ def trend_command(
         raise UsageError(f"{results / HISTORY}: expected a row for a run at least, found none")
     trends = [trend([row for row in rows if row.scenario == name], figures, last) for name in asked]
     if as_json:
-        click.echo(orjson.dumps(trends_json(trends, unreadable), option=orjson.OPT_INDENT_2))
+        click.echo(json_text(orjson.dumps(trends_json(trends, unreadable), option=orjson.OPT_INDENT_2)))
     else:
         print_trends(trends, unreadable, sys.stdout)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from loadbench.analysis.history import FIGURES, Commit
 from loadbench.analysis.provenance import hash_of
 from loadbench.analysis.rundir import read, read_facts
 from loadbench.analysis.summarise import summarise
+from loadbench.analysis.summary import Requests
 from loadbench.chronicle import Chronicle, working_tree
 from loadbench.errors import UsageError
 from loadbench.files import add_line, locked
@@ -92,6 +94,13 @@ def test_the_headline_latencies_of_an_open_loop_are_its_response_times(tmp_path:
     assert row["levels"][1]["e2e_p50_ms"] == level["latency_ms"]["e2e"]["response"]["p50"]
     assert row["levels"][1]["tpot_p50_ms"] == level["latency_ms"]["tpot"]["service"]["p50"]
     assert row["levels"][1]["peak_rss_bytes"] == level["target"]["rss_bytes"]["peak"]
+
+
+def test_what_a_rung_gives_up_at_its_end_as_planned_is_no_failure(tmp_path: Path) -> None:
+    (level,) = write_report(write_run(tmp_path / "a", [Planned(Closed(2))])).levels
+    level = replace(level, requests=Requests(attempted=4, ok=1, failed={"censored": 2, "connection_lost": 1}))
+    assert FIGURES["failures"].of(level) == 3
+    assert FIGURES["failures"].of(replace(level, purpose="rung")) == 1
 
 
 def test_a_changed_tracked_file_makes_the_commit_dirty_and_no_repository_makes_none(tmp_path: Path) -> None:
@@ -196,6 +205,9 @@ def test_results_that_cannot_be_written_cost_the_row_and_not_the_run(
     (tmp_path / "results" / "history.jsonl").mkdir()
     Chronicle(tmp_path / "results").note(run, summarise(read(run)), 0)
     assert "the run is not noted" in capsys.readouterr().err
+    told: list[str] = []
+    Chronicle(tmp_path / "results").note(run, summarise(read(run)), 0, told.append)
+    assert "the run is not noted" in told[0] and capsys.readouterr().err == ""
 
 
 def test_every_figure_has_a_name_and_a_key_of_its_own() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from loadbench.analysis.compared import Answer
 from loadbench.analysis.history import FIGURES, Row
 from loadbench.analysis.night import Against, Night, Turn, good, nights, read_night, worst
 from loadbench.cli import main
-from loadbench.nightly import Sweep
+from loadbench.nightly import Sweep, _last_line
 from loadbench.records import Closed
 from loadbench.report.night import page
+from loadbench.report.night_words import news, since
 from loadbench.report.write import write_report
 from loadbench.scenario.load import Overrides, load_scenario
 from loadbench.scenario.plan import describe, levels
@@ -58,140 +60,128 @@ def night_of(folder: Path, place: int = 0) -> Night:
 
 
 def told(*words: str) -> Result:
-    """What a command that starts nothing says here, in this process: starting one takes a second."""
-    return CliRunner().invoke(main, words)
+    """What a command says here, in this process: starting one takes a second."""
+    return CliRunner(env={"PYTHONPATH": str(ROOT)}).invoke(main, words)
 
 
-async def nightly(folder: Path, *words: str) -> tuple[int, str, str]:
-    return await ended(await started("nightly", *words, cwd=folder))
+async def nightly(folder: Path, **env: str) -> tuple[int, str, str]:
+    return await ended(await started("nightly", cwd=folder, **env))
 
 
 # A night
 
 
-async def test_a_night_goes_on_after_failures_exits_by_the_worst_and_tells_it_on_one_page(tmp_path: Path) -> None:
+async def test_a_night_goes_on_after_failures_and_the_next_is_held_against_what_was_good_in_it(tmp_path: Path) -> None:
     async with scripted() as server:
         scenarios(tmp_path, server.base_url, a="broken", b="requests: 11")
-        missing = SCENARIO.format(name="c", url="http://127.0.0.1:9/v1", bound="requests: 1")
-        (tmp_path / "scenarios" / "nightly" / "c.yaml").write_text(missing, encoding="utf-8")
+        scenarios(tmp_path, "http://127.0.0.1:9/v1", c="requests: 1")
         code, out, err = await nightly(tmp_path)
-    night = night_of(tmp_path)
-    assert [(turn.name, turn.state, turn.exit_code) for turn in night.turns] == [
-        ("a", "done", 2),
-        ("b", "done", 0),
-        ("c", "done", 3),
-    ], err
-    assert code == 3
-    assert night.status == "complete"
-    assert "stages" in (night.turns[0].why or "")
-    told = (night.folder / "index.html").read_text(encoding="utf-8")
-    assert "1 of 3 good" in told
-    for words in ("usage or scenario (exit code 2)", "endpoint or model not servable (exit code 3)"):
-        assert words in told
-    assert out.rstrip().endswith(f"Night    {Path('results') / 'nightly' / night.name / 'index.html'}")
-    addresses = re.findall(r'href="([^"#]+)"', told)
-    assert "b/report.md" in addresses
-    assert all((night.folder / address).exists() for address in addresses)
-    noted = [row["path"] for row in rows(tmp_path / "results" / "history.jsonl")]
-    assert noted == [f"nightly/{night.name}/b"]
-
-
-async def test_a_run_that_takes_longer_than_it_may_is_stopped_and_counts_as_invalid(tmp_path: Path) -> None:
-    async with scripted() as server:
-        scenarios(tmp_path, server.base_url, a="duration: 60s")
-        code, _, err = await nightly(tmp_path, "--limit", "2s")
-    (turn,) = night_of(tmp_path).turns
-    assert code == 94, err
-    assert (turn.state, turn.why) == ("overtime", "stopped after 0:02, the most that it may take")
-    assert "took longer than it may" in (night_of(tmp_path).folder / "index.html").read_text(encoding="utf-8")
-
-
-async def test_the_next_night_is_compared_with_the_last_good_one_and_one_run_cries_no_wolf(tmp_path: Path) -> None:
-    async with scripted() as server:
-        scenarios(tmp_path, server.base_url, a="requests: 11")
-        assert (await nightly(tmp_path))[0] == 0
-        server.script = replace(server.script, first_token_ms=40)
-        assert (await nightly(tmp_path))[0] == 0
-    first, second = night_of(tmp_path, 1), night_of(tmp_path)
-    assert (first.name, second.name) == (first.name, f"{first.name}-2")
-    assert first.turns[0].against == Against(None, None, "there is none yet")
-    against = second.turns[0].against
-    assert against is not None
-    assert (against.night, against.answer) == (first.name, "inconclusive")
-    told = (second.folder / "index.html").read_text(encoding="utf-8")
-    assert "inconclusive" in told
-    assert f'href="../{first.name}/index.html"' in told
-
-
-async def test_a_second_nightly_is_kept_out_while_the_first_is_at_work(tmp_path: Path) -> None:
-    async with scripted(gap_ms=20) as server:
-        scenarios(tmp_path, server.base_url, a="duration: 60s")
-        first = await started("nightly", cwd=tmp_path)
-        await eventually(lambda: len(server.records) > 2)
-        code, _, err = await nightly(tmp_path)
-        first.send_signal(signal.SIGINT)
-        assert (await ended(first))[0] == 130
-    assert code == 2
-    assert f"another nightly is at work here: pid {first.pid}" in err
-
-
-async def test_ctrl_c_has_the_run_end_tidily_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    async with scripted(gap_ms=20) as server:
-        scenarios(tmp_path, server.base_url, a="requests: 2", b="duration: 60s")
-        first = await started("nightly", cwd=tmp_path)
-        await eventually(lambda: len(server.records) > 12)
-        first.send_signal(signal.SIGINT)
-        code, _, err = await ended(first)
-        assert code == 130, err
         night = night_of(tmp_path)
-        assert night.status == "interrupted"
-        assert [turn.state for turn in night.turns] == ["done", "waiting"]
-        assert orjson.loads((night.folder / "b" / "summary.json").read_bytes())["status"] == "interrupted"
-        assert "It was interrupted" in (night.folder / "index.html").read_text(encoding="utf-8")
-        scenarios(tmp_path, server.base_url, b="requests: 2")
-        code, _, err = await nightly(tmp_path)
-    assert code == 0, err
-    assert "going on; 1 of 2 are done" in err
-    night = night_of(tmp_path)
-    assert [(turn.state, turn.path) for turn in night.turns] == [("done", "a"), ("done", "b-2")]
-    assert len(nights(tmp_path / "results" / "nightly")) == 1
+        assert [(turn.name, turn.state, turn.exit_code) for turn in night.turns] == [
+            ("a", "done", 2),
+            ("b", "done", 0),
+            ("c", "done", 3),
+        ], err
+        assert code == 3
+        assert night.status == "complete"
+        assert "stages" in (night.turns[0].why or "")
+        assert night.turns[1].against == Against(None, None, "there is none yet")
+        shown = (night.folder / "index.html").read_text(encoding="utf-8")
+        assert "1 of 3 good; 1 endpoint or model not servable, 1 usage or scenario wrong" in shown
+        assert [line.partition(":")[0] for line in out.splitlines() if line[0] != " "][:3] == ["c", "a", "b"]
+        assert out.rstrip().endswith(str(Path("results") / "nightly" / night.name / "index.html"))
+        addresses = re.findall(r'href="([^"#]+)"', shown)
+        assert "b/report.md" in addresses
+        assert all((night.folder / address).exists() for address in addresses)
+        assert [row["path"] for row in rows(tmp_path / "results" / "history.jsonl")] == [f"nightly/{night.name}/b"]
+
+        (tmp_path / "scenarios" / "nightly" / "c.yaml").unlink()
+        server.script = replace(server.script, first_token_ms=40)
+        github = tmp_path / "summary.md"
+        code, out, err = await nightly(tmp_path, GITHUB_STEP_SUMMARY=str(github))
+    assert code == 2, err
+    second = night_of(tmp_path)
+    assert second.name == f"{night.name}-2"
+    against = second.turns[1].against
+    assert against is not None
+    assert (against.night, against.answer) == (night.name, "inconclusive")  # one run cries no wolf
+    assert against.brief
+    shown = (second.folder / "index.html").read_text(encoding="utf-8")
+    assert "Still bad: a. No longer there: c." in shown
+    assert f'href="../{night.name}/index.html#b"' in shown
+    assert re.search("TTFT p50.*was [0-9]", shown)
+    assert f'href="{second.name}/index.html"' in (tmp_path / "results" / "nightly" / "index.html").read_text()
+    assert github.read_text(encoding="utf-8").count("##") == 1  # the night's, and none of a run's
+    assert "1 of 2 good; 1 usage or scenario wrong" in github.read_text(encoding="utf-8")
 
 
-async def test_a_night_that_was_killed_is_gone_on_with_and_its_orphan_ended(tmp_path: Path) -> None:
+def test_a_run_that_takes_longer_than_it_may_is_stopped_and_counts_as_invalid(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and says nothing
+        scenarios(home, f"http://127.0.0.1:{silent.getsockname()[1]}/v1", a="requests: 1")
+        ran = told("nightly", "--limit", "1s")
+    (turn,) = night_of(home).turns
+    assert ran.exit_code == 94, ran.stderr
+    assert (turn.state, turn.why) == ("overtime", "stopped after 0:01, the most that it may take")
+    assert "took longer than it may" in (night_of(home).folder / "index.html").read_text(encoding="utf-8")
+
+
+async def test_a_night_that_is_killed_or_interrupted_is_gone_on_with_and_one_at_a_time(home: Path) -> None:
     async with scripted(gap_ms=20) as server:
-        scenarios(tmp_path, server.base_url, a="requests: 2", b="duration: 60s")
-        first = await started("nightly", cwd=tmp_path)
+        scenarios(home, server.base_url, a="requests: 2", b="duration: 60s")
+        killed = await started("nightly", cwd=home)
         await eventually(lambda: len(server.records) > 12)
-        first.kill()
-        await first.wait()
-        turn = night_of(tmp_path).turns[1]
+        refused = told("nightly")
+        assert refused.exit_code == 2
+        assert f"another nightly is at work here: pid {killed.pid}" in refused.stderr
+        killed.kill()
+        await killed.wait()
+        turn = night_of(home).turns[1]
         assert turn.state == "running"
         assert turn.process is not None
         orphan = psutil.Process(turn.process.pid)
         assert orphan.is_running()
-        scenarios(tmp_path, server.base_url, b="requests: 2")
-        code, _, err = await nightly(tmp_path)
+        shown = (night_of(home).folder / "index.html").read_text(encoding="utf-8")
+        assert "if that is past, the night was killed" in shown
+
+        interrupted = await started("nightly", cwd=home)
+        await eventually(lambda: len(rows(night_of(home).folder / "b-2" / "samples.jsonl")) > 2)
+        assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+        interrupted.send_signal(signal.SIGINT)
+        code, _, err = await ended(interrupted)
+        assert code == 130, err
+        assert "going on; 1 of 2 are done" in err
+        assert "b: ended the run that was left behind" in err
+        night = night_of(home)
+        assert night.status == "interrupted"
+        assert [(turn.state, turn.path, turn.why) for turn in night.turns] == [
+            ("done", "a", None),
+            ("waiting", "b-2", None),
+        ]
+        assert orjson.loads((night.folder / "b-2" / "summary.json").read_bytes())["status"] == "interrupted"
+        assert "It was interrupted" in (night.folder / "index.html").read_text(encoding="utf-8")
+
+        scenarios(home, server.base_url, b="requests: 2")
+        code, _, err = await nightly(home)
     assert code == 0, err
-    assert "b: ended the run that was left behind" in err
-    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
-    assert [turn.state for turn in night_of(tmp_path).turns] == ["done", "done"]
+    night = night_of(home)
+    assert [(turn.state, turn.path, turn.why) for turn in night.turns] == [("done", "a", None), ("done", "b-3", None)]
+    assert len(nights(home / "results" / "nightly")) == 1
 
 
-async def test_a_night_that_was_cut_short_elsewhere_is_marked_and_a_new_one_begun(tmp_path: Path) -> None:
-    async with scripted() as server:
-        scenarios(tmp_path, server.base_url, a="requests: 2")
-        folder = tmp_path / "results" / "nightly" / "2026-01-01"
-        folder.mkdir(parents=True)
-        turns = [Turn("a", str(Path("scenarios/nightly/a.yaml")), state="running", path="a")]
-        Night(folder, "2026-01-01T02:30:00Z", "scenarios/nightly", None, None, turns=turns).write()
-        code, _, err = await nightly(tmp_path)
-    assert code == 0, err
-    assert "was cut short" in err
+def test_a_night_that_was_cut_short_long_ago_is_marked_and_a_new_one_begun(home: Path) -> None:
+    scenarios(home, "http://127.0.0.1:9/v1", a="broken")
+    folder = home / "results" / "nightly" / "2026-01-01"
+    folder.mkdir(parents=True)
+    turns = [Turn("a", str(Path("scenarios/nightly/a.yaml")), state="running", path="a")]
+    Night(folder, "2026-01-01T02:30:00Z", "scenarios/nightly", None, None, turns=turns).write()
+    ran = told("nightly")
+    assert ran.exit_code == 2, ran.stderr
+    assert "was cut short" in ran.stderr
     old = read_night(folder)
     assert old is not None
     assert old.status == "cut_short"
     assert "cut short" in (folder / "index.html").read_text(encoding="utf-8")
-    assert night_of(tmp_path).status == "complete"
+    assert night_of(home).status == "complete"
 
 
 def test_without_room_on_the_disk_nothing_is_started_and_it_is_told(
@@ -257,6 +247,23 @@ def test_what_regressed_is_no_base_until_it_is_accepted(home: Path) -> None:
     assert next(good(nights(root), "a"))[0].name == "2026-11-21"
 
 
+def test_what_is_new_still_bad_and_good_again_is_told(home: Path) -> None:
+    root = home / "results" / "nightly"
+    kept_night(root, 19, done("a"), done("b"), done("c", exit_code=99), done("gone"))
+    kept_night(root, 20, done("a"), done("b", exit_code=99), done("c", exit_code=93))
+    night = kept_night(root, 21, done("a", exit_code=93), done("b", exit_code=93), done("c"), done("d"))
+    earlier = nights(root)[1:]
+    assert [turn.name for turn in night.worst_first] == ["a", "b", "c", "d"]
+    assert list(news(night, earlier)) == ["New: a.", "Still bad: b.", "Good again: c.", "For the first time: d."]
+    assert [since(turn, earlier) for turn in night.turns] == [
+        "new: it was good on 2026-11-20",
+        "bad for 2 nights, since 2026-11-20, the last time SLO missed",
+        "after 2 bad nights (target died)",
+        "for the first time",
+    ]
+    assert "No longer there: gone." in list(news(earlier[0], earlier[1:]))
+
+
 def test_a_night_reads_as_it_was_written(tmp_path: Path) -> None:
     night = kept_night(tmp_path, 20, done("a", "equivalent"), Turn("b", "b.yaml", "running", process=Born(7, 1.5)))
     assert read_night(night.folder) == night
@@ -273,12 +280,29 @@ def test_the_page_escapes_what_came_from_files_and_needs_nothing_else(tmp_path: 
     row = Row(
         "t", "s", "h", None, "m", "", "", "", "", "complete", 0, "a", {(HOSTILE, HOSTILE, 0): dict.fromkeys(FIGURES)}
     )
-    drawn = page(night, [], {"a": row})
+    drawn = page(night, [], {f"{night.name}/a": row})
     assert "<script" not in drawn
     assert "\x1b" not in drawn
     assert drawn.count("&lt;script&gt;") >= 6
     assert "http" not in drawn
     assert "prefers-color-scheme: dark" in drawn
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [
+        (
+            "loadbench: run 1 of 2\nloadbench: SLO missed: ttft\nloadbench: run 2 of 2\n",
+            "SLO missed: ttft (1 of 2 runs)",
+        ),
+        ("table\nloadbench: target died: oom_killed\n", "target died: oom_killed"),
+        ("Traceback\nKeyError: 'x'\n", "KeyError: 'x'"),
+        ("", None),
+    ],
+)
+def test_why_a_run_failed_is_what_it_said_last_of_that(tmp_path: Path, log: str, why: str | None) -> None:
+    (tmp_path / "log").write_text(log)
+    assert _last_line(tmp_path / "log") == why
 
 
 def test_the_end_of_a_process_is_not_the_end_of_another_with_its_number() -> None:
@@ -360,6 +384,7 @@ def test_clean_keeps_the_pages_of_old_nights_and_each_last_good_run(home: Path) 
         (night.folder / "index.html").write_text("page")
     cleaned = told("clean", "--keep", "1")
     assert cleaned.exit_code == 0, cleaned.stderr
+    assert "kept     results/nightly/2026-11-20/b: its last good night" in cleaned.stdout
     assert left(root / "2026-11-20") == {"night.json", "index.html", "b"}
     assert left(root / "2026-11-21") == {"night.json", "index.html"}
     assert left(root / "2026-11-22") == {"night.json", "index.html", "a", "b"}

@@ -76,7 +76,7 @@ def change(row: Row) -> str:
     return f"{abs(100 * (row.change - 1)):.3g} % {'higher' if row.change > 1 else 'lower'}"
 
 
-def _size(row: Row) -> tuple[bool, float]:
+def size(row: Row) -> tuple[bool, float]:
     """What is to be told first: requests that fail and targets that die, then the greatest change."""
     of_share = row.kind == "difference"
     return of_share, abs(row.change or 0.0) if of_share else abs(math.log(row.change or 1.0))
@@ -95,7 +95,7 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
     yield f"{HEADS[comparison.answer]}: {sets}."
     for answer, told in (("regressed", "Worse"), ("improved", "Better")):
         found = [(level, row) for level, row in rows if row.answer == answer]
-        found.sort(key=lambda one: _size(one[1]), reverse=True)
+        found.sort(key=lambda one: size(one[1]), reverse=True)
         if found:
             named = [f"{row.title} at {level.load}{_of(level, comparison)} {change(row)}" for level, row in found]
             more = [f"{len(named) - MOST_TOLD} more"] if named[MOST_TOLD:] else []

@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
-from loadbench.analysis.compared import Answer
+from loadbench.analysis.compare_words import change, size
+from loadbench.analysis.compared import Answer, Comparison
 from loadbench.analysis.history import Commit
 from loadbench.files import write_whole
 from loadbench.target.processes import Born
@@ -25,7 +28,7 @@ Status = Literal["running", "complete", "interrupted", "cut_short"]
 
 OUTCOMES: dict[int, str] = {
     1: "broke: a fault of loadbench, or the system",
-    2: "usage or scenario",
+    2: "usage or scenario wrong",
     3: "endpoint or model not servable",
     93: "target died",
     94: "result invalid",
@@ -36,26 +39,31 @@ OUTCOMES: dict[int, str] = {
 }
 """Exit codes in words; the worst first, but for interrupted, which says nothing of the target."""
 
-REGRESSED, INVALID, BROKE, INTERRUPTED = 95, 94, 1, 130
-_WORST = (BROKE, 93, 3, 2, INVALID, REGRESSED, 99, INTERRUPTED, 0)
+REGRESSED, INVALID, MISSED, BROKE, INTERRUPTED = 95, 94, 99, 1, 130
+_WORST = (BROKE, 93, 3, 2, INVALID, REGRESSED, MISSED, INTERRUPTED, 0)
 
 
 @dataclass(slots=True)
 class Against:
-    """The comparison with the last good night: its date, the answer, what was said of it, and its page."""
+    """The comparison with the last good night: its date, the answer, what was said of it, and its page.
+
+    ``brief`` is the greatest change that was told from chance, or why none was; ``doubts`` what to bear in mind.
+    """
 
     night: str | None
     answer: Answer | None
     text: str
     page: str | None = None
+    brief: str | None = None
+    doubts: str | None = None
 
 
 @dataclass(slots=True)
 class Turn:
     """A scenario's in the night. ``path`` is where its run or runs are, seen from the night's folder.
 
-    ``process`` is the run that is under way, for who finds it left behind. ``accepted``: what regressed is good from
-    now on.
+    ``process`` is the run that is under way, for who finds it left behind, ``until`` when it is stopped at the latest.
+    ``accepted``: what regressed is good from now on.
     """
 
     name: str
@@ -67,6 +75,7 @@ class Turn:
     path: str | None = None
     log: str | None = None
     process: Born | None = None
+    until: str | None = None
     against: Against | None = None
     accepted: bool = False
 
@@ -109,6 +118,17 @@ class Night:
         if self.status in ("interrupted", "cut_short"):
             codes.append(INTERRUPTED)
         return worst(codes)
+
+    @property
+    def worst_first(self) -> list[Turn]:
+        """What is bad, what has not ended, what is good; by name among equals."""
+        ranks = {None: _WORST.index(0) - 0.5} | {code: float(rank) for rank, code in enumerate(_WORST)}
+        return sorted(self.turns, key=lambda turn: (ranks[turn.code], turn.state != "running"))
+
+    @property
+    def took_s(self) -> float:
+        """The runs together: a night that was gone on with may have lain still for hours."""
+        return sum(turn.took_s or 0.0 for turn in self.turns)
 
     @property
     def at(self) -> Commit | None:
@@ -163,3 +183,43 @@ def good(earlier: Sequence[Night], name: str) -> Iterator[tuple[Night, Path]]:
         for turn in night.turns:
             if turn.name == name and turn.code == 0 and turn.path and (night.folder / turn.path).is_dir():
                 yield night, night.folder / turn.path
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a scenario did in the nights before. ``before`` is how it ended the last time, in ``night``.
+
+    ``bad`` nights in a row came right before this one, from ``since`` on.
+    """
+
+    before: int | None
+    night: str | None
+    bad: int
+    since: str | None
+
+
+def standing(earlier: Sequence[Night], name: str) -> Standing:
+    """``earlier`` are the nights before, the last first; those in which it was not run say nothing."""
+    past = [(night.name, turn.code) for night in earlier for turn in night.turns if turn.name == name and turn.is_over]
+    bad = list(takewhile(lambda one: one[1] != 0, past))
+    before, night = (past[0][1], past[0][0]) if past else (None, None)
+    return Standing(before, night, len(bad), bad[-1][0] if bad else None)
+
+
+def against(found: Comparison, night: str, page: str | None) -> Against:
+    """A comparison as the night keeps it."""
+    told = [(level, row) for level in found.levels for row in level.rows if row.gates and row.answer == found.answer]
+    told.sort(key=lambda one: size(one[1]), reverse=True)
+    brief = None
+    if found.answer == "inconclusive":
+        reasons = Counter(row.because for _, row in told if row.because)
+        reasons.update(line for level in found.levels if not level.rows for line in level.left_out)
+        brief = reasons.most_common(1)[0][0] if reasons else None
+    elif told and found.answer in ("regressed", "improved"):
+        level, row = told[0]
+        more = f", and {len(told) - 1} more" if told[1:] else ""
+        brief = f"{row.title} at {level.load} {change(row)}{more}"
+    doubts: dict[str, str] = {}
+    for doubt in (doubt for level in found.levels for doubt in level.doubts):
+        doubts.setdefault(doubt.partition(" in ")[0], doubt)
+    return Against(night, found.answer, found.text, page, brief, "; ".join(doubts.values()) or None)

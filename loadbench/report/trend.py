@@ -12,6 +12,7 @@ from loadbench.analysis.history import FIGURES, Figure, Row
 from loadbench.analysis.trend import FEWEST, Series, Trend, can_tell
 from loadbench.report.console import console_on
 from loadbench.report.escape import plain
+from loadbench.report.github import verbatim
 from loadbench.report.words import count, figure, milliseconds, octets
 
 BARS, PLAIN_BARS, NO_BAR = "▁▂▃▄▅▆▇█", "12345678", "×"
@@ -22,6 +23,7 @@ FEWEST_BARS = 24  # in a narrower place the lowest and highest are left out
 HOW = "pip install 'loadbench[trend]'"
 
 
+@verbatim()
 def print_trends(trends: Sequence[Trend], unreadable: int, stream: TextIO) -> None:
     """Each scenario's series and their changes, as wide as the terminal is."""
     console = console_on(stream)
@@ -126,7 +128,9 @@ def told(of: Figure, value: float | None) -> str:
         return milliseconds(value)
     if of.unit == "bytes":
         return octets(value)
-    return f"{figure(value)} {of.unit}".rstrip() if of.unit else figure(value).removesuffix(".00")
+    if value is None or not of.unit:
+        return figure(value) if value is None or value % 1 else f"{value:,.0f}"
+    return f"{figure(value)} {of.unit}"
 
 
 def _changes(trend: Trend) -> Iterator[Text]:
