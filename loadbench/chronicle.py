@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -13,8 +14,13 @@ from loadbench.analysis.provenance import hash_of
 from loadbench.analysis.rundir import read_facts
 from loadbench.analysis.summary import Summary
 from loadbench.files import add_line
+from loadbench.report.escape import as_line
 
 PATIENCE_S = 5.0  # git looks at every tracked file
+
+
+def _warn(line: str) -> None:
+    click.echo(as_line(f"loadbench: {line}"), err=True)
 
 
 class Chronicle:
@@ -24,8 +30,8 @@ class Chronicle:
         self.results = results
         self.commit = working_tree(Path())
 
-    def note(self, folder: Path, summary: Summary, code: int) -> None:
-        """Add a row for the run in ``folder``, if it went to the results or below; what fails is only told.
+    def note(self, folder: Path, summary: Summary, code: int, warn: Callable[[str], None] = _warn) -> None:
+        """Add a row for the run in ``folder``, if it went to the results or below; what fails ``warn`` is only told.
 
         A run that was sent elsewhere is somebody's own affair: it has no row.
         """
@@ -38,7 +44,7 @@ class Chronicle:
         try:
             add_line(file, line)
         except OSError as error:
-            click.echo(f"loadbench: {file}: the run is not noted: {error.strerror or error}", err=True)
+            warn(f"{file}: the run is not noted: {error.strerror or error}")
 
 
 def working_tree(folder: Path) -> Commit | None:

@@ -28,7 +28,9 @@ def scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.argument("scenario", type=click.Path(path_type=Path)),
         click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change any key: stages.0.duration=5s"),
-        click.option("--endpoint", metavar="URL", help="Base URL of the API, or embedded."),
+        click.option(
+            "--endpoint", multiple=True, metavar="URL", help="Base URL of the API, or embedded; several are a fleet."
+        ),
         click.option("--model", "models", multiple=True, metavar="NAME", help="Model to measure; may be repeated."),
         click.option("--concurrency", metavar="N,N,…", help="One closed-loop stage: 1,2,4 or 1..64."),
         click.option("--rate", metavar="N/s", help="One open-loop stage: 2/s, 1/s,4/s or 1/s..32/s."),
@@ -48,8 +50,8 @@ def load(options: dict[str, Any], find: Find | None = None) -> Any:
     """The scenario that these options say."""
     from loadbench.scenario.load import Overrides, load_scenario
 
-    path = options.pop("scenario")
-    overrides = Overrides(**options)
+    path, endpoints = options.pop("scenario"), options.pop("endpoint", ())
+    overrides = Overrides(**options, endpoint=",".join(endpoints) or None)
     if find is not None:
         overrides.fit_search(find)
     return load_scenario(path, overrides, os.environ)
@@ -110,7 +112,7 @@ def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, call: Ca
 def repeat_command(loaded: Loaded) -> str:
     """The command line that repeats this run: no header's value, key or password in it, and no directory of its own."""
     from loadbench.scenario.load import public_setting
-    from loadbench.scenario.redaction import redact_url
+    from loadbench.scenario.redaction import redact_urls
 
     words, flag = ["loadbench"], ""
     for word in sys.argv[1:]:
@@ -123,7 +125,7 @@ def repeat_command(loaded: Loaded) -> str:
         elif head == "--set":
             value = public_setting(value)
         elif head == "--endpoint":
-            value = redact_url(value)
+            value = redact_urls(value)
         if "--out" not in (head, word):
             words.append(head + equals + value if equals else value)
     return shlex.join([*words, *loaded.from_environment])

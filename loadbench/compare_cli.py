@@ -10,6 +10,7 @@ import click
 from pydantic_core import PydanticCustomError
 
 from loadbench.errors import UsageError
+from loadbench.report.escape import as_line
 from loadbench.scenario.units import SHARE
 
 INVALID, REGRESSED = 94, 95
@@ -61,7 +62,7 @@ def compare_command(
     try:
         comparison = compare(load(base_runs), load(new_runs), least_effect=effect, force=force)
     except ProvenanceError as error:
-        click.echo(f"loadbench: {error}", err=True)
+        click.echo(as_line(f"loadbench: {error}"), err=True)
         raise SystemExit(INVALID if gate else error.exit_code) from None
     write_comparison(comparison, folder)
     if as_json:

@@ -16,6 +16,7 @@ import click
 
 from loadbench.commands import given_headers
 from loadbench.errors import TargetError, UsageError
+from loadbench.report.escape import as_line, json_text
 
 if TYPE_CHECKING:
     from loadbench.target.endpoint import Endpoint
@@ -85,11 +86,11 @@ def list_command(endpoint: str | None, headers: tuple[str, ...], as_json: bool) 
         import orjson
 
         document = {"models": [row_as_json(model) | {"state": where or state(model)} for model, where in rows]}
-        click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        click.echo(json_text(orjson.dumps(document, option=orjson.OPT_INDENT_2)))
     else:
         print_models([(model, where or state(model)) for model, where in rows])
     for note in notes:
-        click.echo(f"loadbench: {note}", err=True)
+        click.echo(as_line(f"loadbench: {note}"), err=True)
 
 
 Listed = tuple[list[tuple["ModelInfo", str | None]], list[str]]
@@ -206,7 +207,7 @@ async def _pull_all(
         except TargetError as error:
             failures.append(error)
             if len(names) > 1:
-                click.echo(f"loadbench: {error}", err=True)
+                click.echo(as_line(f"loadbench: {error}"), err=True)
     if failures:
         raise failures[0] if len(names) == 1 else TargetError(f"{len(failures)} of {len(names)} not downloaded")
 
@@ -252,11 +253,11 @@ async def _puller(
         async def here(name: str) -> None:
             info = catalogue.obtain(name)
             if info.path is not None:
-                click.echo(f"{info.id}: is in the cache already, {octets(folder_bytes(info.path))}")
+                click.echo(as_line(f"{info.id}: is in the cache already, {octets(folder_bytes(info.path))}"))
                 return
             with Download(info.id, info.size_bytes) as view:
                 path, took_ms = await download(cache_dir(), info.id, view.advance, say=view.say, stall_s=stall_s)
-            click.echo(f"{info.id}: {octets(folder_bytes(path))} in {milliseconds(took_ms)}, {path}")
+            click.echo(as_line(f"{info.id}: {octets(folder_bytes(path))} in {milliseconds(took_ms)}, {path}"))
 
         return here
     endpoint = await _endpoint(url, headers)
@@ -269,7 +270,8 @@ async def _puller(
             await patiently(
                 name, lambda advance: pull(endpoint, name, advance, stall_s, headers), view.advance, view.say
             )
-        click.echo(f"{name}: downloaded by {endpoint.title} in {milliseconds((perf_counter_ns() - start_ns) / 1e6)}")
+        took = milliseconds((perf_counter_ns() - start_ns) / 1e6)
+        click.echo(as_line(f"{name}: downloaded by {endpoint.title} in {took}"))
 
     return there
 
@@ -307,7 +309,7 @@ async def _load(name: str, url: str, headers: Mapping[str, str]) -> None:
         raise _cannot(endpoint, "load", name)
     model = await ensure_loaded(endpoint, await resolve(endpoint, name, headers=headers), headers=headers)
     how = model.how.replace(" for this run", "")  # there is none
-    click.echo(f"{model.base_url}  {how}" + ("" if model.load_ms is not None else "; it was loaded"))
+    click.echo(as_line(f"{model.base_url}  {how}" + ("" if model.load_ms is not None else "; it was loaded")))
 
 
 async def _unload(name: str, url: str, headers: Mapping[str, str]) -> None:
@@ -323,7 +325,7 @@ async def _unload(name: str, url: str, headers: Mapping[str, str]) -> None:
         there = ", ".join(model.id for model in loaded) or "none"
         raise TargetError(f"{endpoint.url}: no model {name} is loaded; loaded: {there}")
     await unload(endpoint, model, headers=headers)
-    click.echo(f"{model.base_url}  {model.id} unloaded")
+    click.echo(as_line(f"{model.base_url}  {model.id} unloaded"))
 
 
 @models_command.command("add")
@@ -337,7 +339,7 @@ def add_command(folder: Path, model_id: str) -> None:
 
     found = Register(cache_dir()).add(model_id, folder)
     what = f"{octets(found.size_bytes)}, {found.execution_provider}"
-    click.echo(f"{model_id}: {found.path} ({what}); in a scenario: models: [{model_id.rpartition(':')[0]}]")
+    click.echo(as_line(f"{model_id}: {found.path} ({what}); in a scenario: models: [{model_id.rpartition(':')[0]}]"))
 
 
 @models_command.command("rm")
@@ -357,7 +359,7 @@ async def _remove(name: str) -> None:
     cache = cache_dir()
     register = Register(cache)
     if (model_id := register.find(name)) is not None:
-        click.echo(f"{model_id}: no longer registered; its folder stays, {register.remove(model_id)}")
+        click.echo(as_line(f"{model_id}: no longer registered; its folder stays, {register.remove(model_id)}"))
         return
     if name.startswith("synthetic"):
         raise UsageError(f"{name}: synthetic models are made when asked for; they lie in {cache / 'synthetic'}")
@@ -371,7 +373,7 @@ async def _remove(name: str) -> None:
         raise TargetError(f"{name}: neither registered nor in the cache; `loadbench models list` shows what is")
     size = folder_bytes(info.path)
     await remove(cache, info)
-    click.echo(f"{info.id}: deleted from the cache, {octets(size)}")
+    click.echo(as_line(f"{info.id}: deleted from the cache, {octets(size)}"))
 
 
 async def _remove_there(name: str, url: str, headers: Mapping[str, str]) -> None:

@@ -15,8 +15,8 @@ import orjson
 
 from loadbench.commands import INTERRUPTED, given_headers, load, repeat_command, run_in_loop, scenario_options
 from loadbench.errors import TargetError, UsageError
-from loadbench.report.escape import plain
-from loadbench.scenario.schema import EMBEDDED
+from loadbench.report.escape import as_line, plain
+from loadbench.scenario.endpoints import EMBEDDED
 from loadbench.scenario.variables import ENDPOINT_VARIABLE, key_headers
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def judge(directory: Path, model: str, endpoint: str | None, headers: tuple[str,
         _show(directory, _report(directory))
         raise
     if not counts:
-        click.echo(f"{plain(model)} has judged all of them already", err=True)
+        _note(f"{model} has judged all of them already")
     _show(directory, _report(directory))
     if counts and set(counts) == {"failed"}:
         raise TargetError(f"{plain(model)}: no answer could be judged: all requests failed")
@@ -189,7 +189,7 @@ class _Telling:
 
 
 def _note(line: str) -> None:
-    click.echo(line, err=True)
+    click.echo(as_line(line), err=True)
 
 
 def _seed(folder: Path) -> int:

@@ -6,13 +6,14 @@ import csv
 import io
 import re
 
+import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from loadbench.report.escape import cell, code, markdown, plain
+from loadbench.report.escape import as_line, cell, code, json_text, markdown, plain
 
 HOSTILE = (
     "[bold red]x[/] \x1b[31mred\x1b[0m \x07 <script>alert(1)</script> | a | `b` ``c``\n# h\n"
@@ -47,6 +48,28 @@ def test_plain_text_is_cut_with_an_ellipsis_where_it_is_too_long() -> None:
 def test_any_text_becomes_printable_and_storable(text: str) -> None:
     assert plain(text).isprintable()
     plain(text).encode()
+
+
+@given(TEXTS | st.text(alphabet=" :#[\n\t\x1b"))
+@example("  ::error::x")
+@example("###[error]x")
+def test_any_text_as_a_line_commands_neither_a_terminal_nor_githubs_runner(text: str) -> None:
+    line = as_line(text)
+    assert line.isprintable()
+    assert not line.lstrip().startswith("::")
+    assert "##[" not in line
+
+
+def test_a_line_keeps_the_spaces_of_a_path_and_is_cut_at_no_length_that_an_error_has() -> None:
+    assert as_line("Results  a  b/c::d \n#[x]") == "Results  a  b/c::d  #[x]"
+    assert as_line("x" * 9000) == "x" * 9000
+
+
+@given(st.dictionaries(TEXTS, TEXTS))
+def test_any_json_stays_what_it_is_and_becomes_printable(values: dict[str, str]) -> None:
+    made = json_text(orjson.dumps(values, option=orjson.OPT_INDENT_2))
+    assert orjson.loads(made) == values
+    assert {c for c in made.decode() if not c.isprintable()} <= {"\n"}
 
 
 @given(TEXTS)

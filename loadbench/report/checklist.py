@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from loadbench.report.escape import plain
+from loadbench.report.escape import as_line, plain
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -70,7 +70,7 @@ class Telling:
         if self._as_json:
             return
         item = replace(items[0], question=", ".join(item.question for item in items))
-        heading = "Endpoint" if item.model is None else plain(item.model)
+        heading = "Endpoint" if item.model is None else as_line(item.model)
         if heading != self._heading:
             self._heading = heading
             click.echo(_shown(f"\n{heading}"))
@@ -110,9 +110,9 @@ class Telling:
 
 def _line(item: Item) -> str:
     """One line; on a terminal it is broken where that ends, and hangs."""
-    sign, told = _sign(item.mark), f"{item.question}: {plain(item.told)}"
+    sign, told = _sign(item.mark), f"{item.question}: {as_line(item.told)}"
     if item.cure is not None:
-        told += f" → {plain(item.cure)}"
+        told += f" → {as_line(item.cure)}"
     if not sys.stdout.isatty():
         return _shown(f"  {sign} {told}")
     width = max(40, get_terminal_size().columns - 1)

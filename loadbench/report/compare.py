@@ -18,7 +18,8 @@ from loadbench.analysis.compared import Compared, Comparison, Row, Said, Side
 from loadbench.report import console as shown
 from loadbench.report import markdown as written
 from loadbench.report.content import CLOSED, OPEN, Cells, Table
-from loadbench.report.escape import markdown, plain
+from loadbench.report.escape import json_text, markdown, plain
+from loadbench.report.github import verbatim
 from loadbench.report.words import NONE, figure, milliseconds, octets, share
 
 LOOPS = {"closed": CLOSED, "open": OPEN, "search": "search"}
@@ -32,9 +33,10 @@ MEANING = (
 
 def comparison_json(comparison: Comparison) -> bytes:
     """compare.json as it is on disk, and as ``--json`` prints it."""
-    return orjson.dumps(comparison, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return json_text(orjson.dumps(comparison, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
+@verbatim()
 def print_comparison(
     comparison: Comparison, folder: Path, stream: TextIO | None = None, *, quiet: bool = False
 ) -> None:

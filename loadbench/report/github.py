@@ -19,8 +19,8 @@ from loadbench.analysis.summary import Summary
 from loadbench.analysis.verdict import why
 from loadbench.report import content
 from loadbench.report.content import Table
+from loadbench.report.escape import as_line, markdown, plain
 from loadbench.report.escape import code as in_code
-from loadbench.report.escape import markdown, plain
 from loadbench.report.gates import Kept, promises
 from loadbench.report.markdown import table_of
 
@@ -64,7 +64,7 @@ def tell(summary: Summary, exit_code: int, *, err: bool) -> None:
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(step_summary(summary, exit_code))
     except OSError as error:
-        click.echo(f"loadbench: {SUMMARY_FILE} {path}: cannot be written: {error.strerror or error}", err=True)
+        click.echo(as_line(f"loadbench: {SUMMARY_FILE} {path}: cannot be written: {error.strerror or error}"), err=True)
     if on_github():
         for line in commands(summary, exit_code):
             click.echo(line, err=err)

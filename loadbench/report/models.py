@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from loadbench.report.escape import plain
+from loadbench.report.escape import as_line
 from loadbench.report.words import NONE, clock, octets
 from loadbench.target.models import ModelInfo
 
@@ -53,7 +53,7 @@ def _cells(model: ModelInfo, where: str) -> list[str]:
     provider = (model.execution_provider or NONE).removesuffix("ExecutionProvider")
     can = ", ".join(model.capabilities) or NONE
     told = (model.alias or NONE, model.id, model.device or NONE, provider, octets(model.size_bytes))
-    return [plain(cell) for cell in (*told, model.licence or NONE, can, where)]
+    return [as_line(cell) for cell in (*told, model.licence or NONE, can, where)]
 
 
 def print_models(models: Sequence[tuple[ModelInfo, str]]) -> None:
@@ -114,7 +114,7 @@ class Download:
     """Follows one download on stderr: a bar on a terminal, a line now and then in a pipe."""
 
     def __init__(self, model_id: str, size_bytes: int | None) -> None:
-        self._name, self._pace = model_id, Pace(size_bytes)
+        self._name, self._pace = as_line(model_id), Pace(size_bytes)
         self._told_s = monotonic()
         self._bar: Progress | None = None
 
@@ -144,9 +144,9 @@ class Download:
             self._told_s = now
             click.echo(told, err=True)
 
-    def say(self, line: str) -> None:
+    def say(self, told: str) -> None:
         """A line of its own, above the bar."""
         if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(as_line(told), markup=False, highlight=False)
         else:
-            click.echo(line, err=True)
+            click.echo(as_line(told), err=True)

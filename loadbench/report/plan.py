@@ -18,11 +18,13 @@ from loadbench.errors import UsageError
 from loadbench.records import Closed, Find, Leg, Level, Load, load_title
 from loadbench.report.console import console_on
 from loadbench.report.escape import plain
+from loadbench.report.github import verbatim
 from loadbench.report.words import clock, count, octets
+from loadbench.scenario.endpoints import PROBE_TOKEN_VARIABLE
 from loadbench.scenario.load import Loaded
 from loadbench.scenario.memory import FLOOR_SHARE, LEAST_FLOOR_BYTES, MemoryLadder
 from loadbench.scenario.plan import LevelPlan, Plan, describe, levels, order_of_models
-from loadbench.scenario.schema import PROBE_TOKEN_VARIABLE, PromptEntry, Scenario
+from loadbench.scenario.schema import PromptEntry, Scenario
 from loadbench.scenario.shapes import StopRules, each
 from loadbench.scenario.stage import Stage
 from loadbench.scenario.units import DURATION, POWER
@@ -47,6 +49,7 @@ class SearchPlan:
     most_s: float
 
 
+@verbatim()
 def print_plan(loaded: Loaded, stream: TextIO | None = None, search: SearchPlan | None = None) -> None:
     """The plan of a scenario that has been read, or of a search that takes its loads and its SLO.
 
@@ -62,7 +65,8 @@ def print_plan(loaded: Loaded, stream: TextIO | None = None, search: SearchPlan 
     console.print(Text.assemble((plain(scenario.name), "bold"), f" · {plain(loaded.path)} is valid"))
     if scenario.description:
         console.print(Text(plain(scenario.description)))
-    console.print(Text(f"Endpoint  {plain(scenario.redacted().endpoint)} (from {plain(loaded.endpoint_source)})"))
+    endpoints = ", ".join(scenario.redacted().endpoints)
+    console.print(Text(f"Endpoint  {plain(endpoints)} (from {plain(loaded.endpoint_source)})"))
     console.print(Text(f"Models    {plain(', '.join(models) + _why_these(loaded))}"))
     console.print(Text(f"Prompts   {plain(', '.join(_kind(entry) for entry in scenario.prompts))}"))
     for line in (*_target(scenario), *_beside_levels(loaded)):
@@ -113,7 +117,7 @@ def _limits(scenario: Scenario) -> Iterator[str]:
 def _target(scenario: Scenario) -> Iterator[str]:
     """What is said of the target besides its address and its models."""
     if scenario.target_probe is not None:
-        yield f"Probe     {plain(scenario.target_probe)}, with the token in {PROBE_TOKEN_VARIABLE}"
+        yield f"Probe     {plain(', '.join(scenario.probes))}, with the token in {PROBE_TOKEN_VARIABLE}"
     if scenario.memory_limit_bytes is not None:
         yield f"Limit     {octets(scenario.memory_limit_bytes)} of memory"
     back = "restart it" if scenario.embedded else "wait for it to come back"

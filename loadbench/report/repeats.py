@@ -19,12 +19,14 @@ from loadbench.report import markdown as written
 from loadbench.report.compare import LOOPS, UNITS
 from loadbench.report.content import Cells, Table, run_line
 from loadbench.report.escape import code, markdown, plain
+from loadbench.report.github import verbatim
 from loadbench.report.words import NONE, figure, share
 
 Figures = Sequence[tuple[Compared, Sequence[Values]]]
 MEANING = "Scatter is the widest distance of a run from the median of all, as a share of the median."
 
 
+@verbatim()
 def print_group(
     runs: Sequence[Loaded], figures: Figures, folder: Path, stream: TextIO | None = None, *, quiet: bool = False
 ) -> None:

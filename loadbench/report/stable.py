@@ -22,7 +22,7 @@ import orjson
 from loadbench.analysis.stats import Distribution
 from loadbench.analysis.summary import ClosedLoad, Level, Summary
 from loadbench.records import load_title
-from loadbench.report.escape import code, markdown
+from loadbench.report.escape import code, json_text, markdown
 from loadbench.report.words import NONE, figure
 
 SCHEMA = 1
@@ -35,7 +35,7 @@ def stable_files(summary: Summary, facts: Mapping[str, Any]) -> dict[str, bytes]
     """Both files by name. ``facts`` is run.json."""
     found = document(summary, facts)
     text = orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
-    return {"stable.json": text, "stable.md": _markdown(found).encode()}
+    return {"stable.json": json_text(text), "stable.md": _markdown(found).encode()}
 
 
 def document(summary: Summary, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _answers(summary: Summary) -> dict[str, dict[str, dict[str, list[str]]]]:
     for prompt in summary.answers:
         said = {one.answer_hash for one in prompt.variants if alone & set(one.levels) or not prompt.levels}
         if said:
-            places = found.setdefault(prompt.model, {}).setdefault(prompt.kind, {})
+            places = found.setdefault(prompt.model, {}).setdefault(prompt.of, {})
             places.setdefault(f"{prompt.place:03}", set()).update(said)
     return {
         model: {kind: {place: sorted(said) for place, said in places.items()} for kind, places in kinds.items()}

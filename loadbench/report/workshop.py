@@ -19,7 +19,7 @@ from loadbench.analysis.rundir import RunData
 from loadbench.analysis.stats import FLOORS, LEASTS
 from loadbench.analysis.summary import ClosedLoad, Level, Summary
 from loadbench.records import load_title
-from loadbench.report.escape import markdown
+from loadbench.report.escape import json_text, markdown
 from loadbench.report.words import count
 
 HEAD = "|Model|Avg Latency (s)|p95 (s)|Tokens/sec|Rounds|First Token (s)|\n|---|---|---|---|---|---|"
@@ -44,7 +44,7 @@ def workshop_files(summary: Summary, run: RunData) -> dict[str, bytes]:
     told = json.dumps([_fields(row) for row in rows], indent=2, ensure_ascii=False) + "\n"
     table = "\n".join([HEAD, *map(_line, rows)])
     text = f"{table}\n\n**Note** {' '.join(_notes(rows, run.facts['models']))}\n"
-    return {"benchmark_report.json": told.encode(), "benchmark_report.md": text.encode()}
+    return {"benchmark_report.json": json_text(told.encode()), "benchmark_report.md": text.encode()}
 
 
 def _rows(summary: Summary, run: RunData) -> Iterator[Row]:

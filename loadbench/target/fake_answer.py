@@ -138,7 +138,7 @@ class Ask:
         if role_at == "slot" or (role_at == "receipt" and fault.head == "slow"):
             yield NOW, self.role(), 0
         lead = self.role() if role_at == "token" else b""
-        before, after = self._event(b'{"content":"|"}', b"null").split(b"|")
+        before, after = self._event(b'{"content":"|"}', b"null").split(b"|", 1)  # a model's name may have one
         at_ns = 0
         for at_ns, first, many in self._pace():
             words = WORDS[first & 15] if many == 1 and self.text is None else self._words(first, many)
