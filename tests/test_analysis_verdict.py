@@ -10,10 +10,11 @@ import orjson
 import pytest
 
 from loadbench.analysis.findings import Fit, Ladder, NotRun, Usl
+from loadbench.analysis.ladder import ladders
 from loadbench.analysis.rundir import read
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Road, Summary
-from loadbench.analysis.verdict import exit_code, ladders, of, why
+from loadbench.analysis.verdict import exit_code, of, why
 from loadbench.records import Closed, Leg, Open
 from loadbench.scenario.stage import Stage
 from tests import findings, rundirs
@@ -110,8 +111,8 @@ def test_a_good_run_exits_0(tmp_path: Path) -> None:
     assert exit_code(told(rundirs.closed_ladder(tmp_path))) == 0
 
 
-def test_an_undecided_slo_exits_0(tmp_path: Path) -> None:
-    assert exit_code(told(rundirs.closed_ladder(tmp_path, scenario=scenario(ttft={"p95": "10s"})))) == 0
+def test_an_undecided_slo_exits_94(tmp_path: Path) -> None:
+    assert exit_code(told(rundirs.closed_ladder(tmp_path, scenario=scenario(ttft={"p95": "10s"})))) == 94
 
 
 def test_a_missed_slo_exits_99(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_miss_that_does_not_count_is_skipped_and_says_why(tmp_path: Path) -> N
     assert found["slo ttft.p95 at 8 users"][0] == "skipped"
     assert found["slo ttft.p95 at 8 users"][1].endswith("the limit 300 ms; only the lowest load has to keep it")
     few = cases(undecided(tmp_path / "few"))["slo ttft.p95 at 1 user"]
-    assert (few[0], few[1].endswith("(70 samples; p95 is firm from 130)")) == ("skipped", True)
+    assert (few[0], few[1].endswith("(70 samples; p95 is firm from 130)")) == ("error", True)
 
 
 def test_a_search_is_a_case_of_its_own(tmp_path: Path) -> None:

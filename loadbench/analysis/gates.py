@@ -11,14 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import orjson
 
 from loadbench.analysis.assertion import ERROR_RATE, WHOLE_SLO, Assertion, Comparison, Scope, parse
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
 from loadbench.analysis.road import FALLS, GROWS, is_over
-from loadbench.analysis.slo import broken, doubt, missed, series_of
+from loadbench.analysis.slo import GateResult, as_gate, broken, doubt, missed, series_of
 from loadbench.analysis.stats import FLOORS, PERCENTILES
 from loadbench.analysis.summary import ClosedLoad, Gate, Level, SloClause, Summary
 from loadbench.errors import UsageError
@@ -27,8 +26,6 @@ from loadbench.records import load_title
 
 FILE = "gates.json"
 """What a run was started with, so that every report of it exits alike; what a report asks for is of that report."""
-
-GateResult = Literal["pass", "fail", "invalid"]
 
 FIRM = FLOORS["p50"]  # requests: the fewest on which a mean or a rate is more than chance
 MOST_SHOWN = 8  # levels in an error
@@ -45,7 +42,7 @@ _TAKES = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asserted, and whether values on few samples count as they are."""
+    """What is asserted beside the scenario's SLO, and whether of both values on few samples count as they are."""
 
     assertions: tuple[Assertion, ...]
     allow_indicative: bool = False
@@ -69,10 +66,8 @@ class _Seen:
 
 
 def asked(texts: Sequence[str], allow_indicative: bool) -> Asked | None:
-    """None where nothing is asserted. UsageError where a text is no assertion."""
-    if allow_indicative and not texts:
-        raise UsageError("--allow-indicative: expected --assert beside it, got none")
-    return Asked(tuple(map(parse, texts)), allow_indicative) if texts else None
+    """None where nothing is said. UsageError where a text is no assertion."""
+    return Asked(tuple(map(parse, texts)), allow_indicative) if texts or allow_indicative else None
 
 
 def kept(run_dir: Path) -> Asked | None:
@@ -224,11 +219,7 @@ def _of_slo(assertion: Assertion, level: Level, allow_indicative: bool) -> list[
 
 def _of_clause(assertion: Assertion, level: Level, clause: SloClause, allow_indicative: bool) -> Gate:
     comparison: Comparison = ">=" if clause.clause == "goodput" else "<="
-    result: GateResult = "invalid" if clause.result == "undecided" else clause.result
-    because = clause.because
-    if result == "invalid" and allow_indicative and clause.value is not None and because not in (GROWS, FALLS):
-        met = clause.value >= clause.limit if comparison == ">=" else clause.value <= clause.limit
-        result, because = "pass" if met else "fail", f"indicative: {because}"
+    result, because = as_gate(clause, allow_indicative)
     return Gate(
         assertion.text,
         level.index,

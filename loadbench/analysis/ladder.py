@@ -1,23 +1,40 @@
-"""When a ladder has told what it can: the stop rules, held against the levels of one stage and model so far.
+"""Which stages are ladders, and when one has told what it can: the stop rules, held against its levels so far.
 
 Deciding it between levels is ``runner``'s job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from loadbench.analysis import words
+from loadbench.analysis.findings import Ladder
 from loadbench.analysis.search import told
 from loadbench.analysis.stats import FLOORS
 from loadbench.analysis.summary import Level
 from loadbench.analysis.words import is_fixed, load_of
 from loadbench.records import load_title
-from loadbench.scenario.shapes import StopRules
+from loadbench.scenario.shapes import StopRules, is_ladder
 
+MEMORY_FAILURE = "memory_failure"
 IN_A_ROW = 2
 """So many gains must be too small: one may be a bad quarter of a minute."""
+
+
+def ladders(scenario: Mapping[str, Any]) -> tuple[Ladder, ...]:
+    """The stages of a scenario, as run.json has it, that a rule may end; a rule on an SLO that there is not is none."""
+    found = []
+    for index, stage in enumerate(scenario.get("stages") or ()):
+        given = {name: value for name, value in (stage.get("stop") or {}).items() if value not in (None, False)}
+        rules = tuple(name for name in given if name != "slo" or scenario.get("slo"))
+        if memory := stage.get("memory"):
+            rules += (MEMORY_FAILURE if memory["until"] == "failure" else "memory_limit", "memory_floor")
+        climbs = is_ladder(stage.get("concurrency")) or is_ladder(stage.get("rate"))
+        if rules or climbs:
+            found.append(Ladder(index, rules, climbs))
+    return tuple(found)
 
 
 def stop_after(rules: StopRules, levels: Sequence[Level], elapsed_s: float) -> tuple[str, str] | None:

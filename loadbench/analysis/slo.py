@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from loadbench.analysis.summary import Latencies, Level, Requests, Road, SloClau
 from loadbench.analysis.words import time
 from loadbench.scenario.schema import Slo
 
+GateResult = Literal["pass", "fail", "invalid"]
 RESULTS: tuple[Result, ...] = ("fail", "undecided", "pass")  # worst first
 SURE = 0.01
 """How improbable a number of slow requests must be under the SLO before it is missed beyond doubt."""
@@ -29,6 +31,19 @@ def worst(results: Collection[Result]) -> Result | None:
 def slo_of(level: Level) -> Result | None:
     """The worst of its clauses: one that failed fails it, else one undecided leaves it so. None without an SLO."""
     return worst([clause.result for clause in level.slo])
+
+
+def as_gate(clause: SloClause, allow_indicative: bool) -> tuple[GateResult, str | None]:
+    """What a clause is worth where a pass or a miss decides, and why: one without a firm value is no pass.
+
+    ``allow_indicative``: a value on too few samples counts as it is; what a level over capacity says of itself never.
+    """
+    if clause.result != "undecided":
+        return clause.result, clause.because
+    if not allow_indicative or clause.value is None or clause.because in (GROWS, FALLS):
+        return "invalid", clause.because
+    met = clause.value >= clause.limit if clause.clause == "goodput" else clause.value <= clause.limit
+    return "pass" if met else "fail", f"indicative: {clause.because}"
 
 
 def series_of(metric: str, headline: Series) -> Series:

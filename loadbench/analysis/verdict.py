@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
-from loadbench.analysis import left_out, memory_words, open_words, sentences, words
+from loadbench.analysis import fleet, left_out, memory_words, open_words, sentences, words
 from loadbench.analysis.assertion import WHOLE_SLO
 from loadbench.analysis.cautions import ENDED, STATUS
-from loadbench.analysis.findings import Ladder, Result
+from loadbench.analysis.findings import Result
+from loadbench.analysis.ladder import MEMORY_FAILURE
 from loadbench.analysis.ranking import side_by_side
-from loadbench.analysis.slo import slo_of, worst
-from loadbench.analysis.summary import ClosedLoad, Gate, Level, Summary, Verdict
+from loadbench.analysis.slo import GateResult, as_gate, slo_of, worst
+from loadbench.analysis.summary import ClosedLoad, Gate, Level, SloClause, Summary, Verdict
 from loadbench.records import load_title
-from loadbench.scenario.shapes import is_ladder
 from loadbench.target.state import DEAD
 
 # Worst first; as MEASUREMENT.md names them.
-_FAILURE = "memory_failure"
 STATES = ("oom_killed", "crashed", "unreachable", "wedged", "oom_reported", "restarted", "degraded", "healthy")
 MOST_GATES = 5  # told in one sentence
 _SEARCHED: dict[str, Result] = {"confirmed": "pass", "unbounded": "pass", "none": "fail", "undecided": "undecided"}
@@ -33,20 +31,6 @@ _SEARCHED: dict[str, Result] = {"confirmed": "pass", "unbounded": "pass", "none"
 def of(summary: Summary) -> Verdict:
     """The verdict on a run."""
     return Verdict(text=" ".join(_sentences(summary)), target=_worst_state(summary), slo=_slo_result(summary))
-
-
-def ladders(scenario: Mapping[str, Any]) -> tuple[Ladder, ...]:
-    """The stages of a scenario, as run.json has it, that a rule may end; a rule on an SLO that there is not is none."""
-    found = []
-    for index, stage in enumerate(scenario.get("stages") or ()):
-        given = {name: value for name, value in (stage.get("stop") or {}).items() if value not in (None, False)}
-        rules = tuple(name for name in given if name != "slo" or scenario.get("slo"))
-        if memory := stage.get("memory"):
-            rules += (_FAILURE if memory["until"] == "failure" else "memory_limit", "memory_floor")
-        climbs = is_ladder(stage.get("concurrency")) or is_ladder(stage.get("rate"))
-        if rules or climbs:
-            found.append(Ladder(index, rules, climbs))
-    return tuple(found)
 
 
 def exit_code(summary: Summary) -> int:
@@ -58,13 +42,14 @@ def exit_code(summary: Summary) -> int:
     does, and those above are there to be missed. A list that the SLO may end is one too; any other list names its loads
     as those to hold, and every one counts. A memory ladder until failure asks for the target's death; any other death
     is one, even if the run went on after it. What was asserted counts wherever it was held, and an assertion without a
-    firm value is no pass: 94, unless something was missed, which no further sample would mend.
+    firm value is no pass: 94, unless something was missed, which no further sample would mend. So it is of the SLO,
+    at the levels where it counts.
     """
     if summary.status == "target_died":
         return 93
     if summary.status == "interrupted":
         return 130
-    if _died(summary):
+    if _died(summary) or fleet.deaths(summary.levels):
         return 93
     if any(model.status == "failed" for model in summary.models):
         return 3
@@ -75,8 +60,8 @@ def exit_code(summary: Summary) -> int:
         return 0 if answered and not summary.gates else 94
     if any(search.result == "undecided" for search in summary.searches) or _gave_up(summary):
         return 94
-    results = {gate.result for gate in summary.gates}
-    if summary.verdict.slo == "fail" or "fail" in results:
+    results = {gate.result for gate in summary.gates} | {result for _, _, result, _ in _promised(summary)}
+    if "fail" in results or any(search.result == "none" for search in summary.searches):
         return 99
     return 94 if "invalid" in results else 0
 
@@ -96,9 +81,8 @@ def why(summary: Summary, code: int) -> str:
         ]
         missed += [
             f"{clause.clause} at {named(level, summary)}"
-            for level in gates(summary)
-            for clause in level.slo
-            if clause.result == "fail"
+            for level, clause, result, _ in _promised(summary)
+            if result == "fail"
         ]
         told = [f"SLO missed: {', '.join(missed)}"] if missed else []
         asserted = _of_gates(summary, "fail")
@@ -109,7 +93,7 @@ def why(summary: Summary, code: int) -> str:
         return f"not every model could be served: {'; '.join(reasons)}"
     if code == 93 and summary.status != "target_died":
         died = [f"{level.target.state} at {load_title(level.load)} of {level.model}" for level in _died(summary)]
-        return f"target died: {'; '.join(died)}"
+        return f"target died: {'; '.join([*died, *fleet.deaths(summary.levels)])}"
     if summary.reason:
         return f"{'target died' if code == 93 else 'result invalid'}: {summary.reason}"
     if summary.status != "complete":
@@ -122,7 +106,7 @@ def why(summary: Summary, code: int) -> str:
         return f"result invalid: the search has no answer: {'; '.join(unanswered)}"
     if any(_is_rung(level) and level.memory and level.memory.of is None for level in _valid_needed(summary)):
         return "result invalid: no memory of the target was read, so that the memory ladder has no answer"
-    untold = _of_gates(summary, "invalid")
+    untold = [*_of_slo(summary), *_of_gates(summary, "invalid")]
     if untold and not any(_invalid(level, summary) for level in _valid_needed(summary)):
         return f"result invalid: a gate without a firm value: {'; '.join(untold)}"
     attempted = sum(level.requests.attempted for level in summary.levels)
@@ -139,14 +123,33 @@ def _gave_up(summary: Summary) -> str | None:
     return next((left.because for left in summary.not_run if left.rule == "target_degraded"), None)
 
 
+def _promised(summary: Summary) -> list[tuple[Level, SloClause, GateResult, str | None]]:
+    """Every clause of the SLO where it counts, what it is worth there, and why."""
+    return [
+        (level, clause, *as_gate(clause, summary.allow_indicative)) for level in gates(summary) for clause in level.slo
+    ]
+
+
+def _of_slo(summary: Summary) -> list[str]:
+    """Each clause that cannot be told, at the first level where it cannot; the others are counted."""
+    untold: dict[str, list[str]] = {}
+    for level, clause, result, because in _promised(summary):
+        if result == "invalid":
+            told = f"{words.clause_title(clause.clause)} at {named(level, summary)}, by the SLO ({because})"
+            untold.setdefault(clause.clause, []).append(told)
+    return [first + (f", and at {len(others)} more" if others else "") for first, *others in untold.values()]
+
+
 def _of_gates(summary: Summary, result: str) -> list[str]:
     """What came of each assertion with this result, at the first level that has it; the others are counted.
 
-    A whole SLO that was asserted is missed where the SLO is, which is told already.
+    What became of a whole SLO that was asserted is told where the SLO's is.
     """
+    promised = {(level.index, clause.clause) for level, clause, _, _ in _promised(summary)}
     by_clause: dict[tuple[str, str], list[Gate]] = {}
     for gate in summary.gates:
-        if gate.result == result and not (result == "fail" and gate.asserted.startswith(WHOLE_SLO)):
+        whole = gate.asserted.startswith(WHOLE_SLO) and (gate.level, gate.clause) in promised
+        if gate.result == result and not whole:
             by_clause.setdefault((gate.asserted, gate.clause), []).append(gate)
     levels = {level.index: f" at {named(level, summary)}" for level in summary.levels}
     told = []
@@ -194,7 +197,7 @@ def _valid_needed(summary: Summary) -> list[Level]:
 
 def _died(summary: Summary) -> list[Level]:
     """The levels after which the target was dead, but for those in which that was what the run was asked to find."""
-    failing = {ladder.stage for ladder in summary.ladders if _FAILURE in ladder.rules}
+    failing = {ladder.stage for ladder in summary.ladders if MEMORY_FAILURE in ladder.rules}
     return [
         level
         for level in summary.levels
@@ -214,7 +217,7 @@ def _answers(level: Level, summary: Summary) -> bool:
         return False
     if level.memory.verdict == "out_of_memory" or level.target.state in DEAD:
         return True
-    failing = {ladder.stage for ladder in summary.ladders if _FAILURE in ladder.rules}
+    failing = {ladder.stage for ladder in summary.ladders if MEMORY_FAILURE in ladder.rules}
     in_time = level.requests.ok or any(level.requests.failed.get(name) for name in ("censored", "total_deadline"))
     return bool(in_time) and (level.memory.of is not None or (level.stage in failing and _has_failed(level, summary)))
 
@@ -267,6 +270,7 @@ def _sentences(summary: Summary) -> Iterator[str]:
     for model in dict.fromkeys(level.model for level in summary.levels):
         yield f"{model} on {_where(summary)}."
         yield from _model(summary, [level for level in summary.levels if level.model == model], model)
+    yield from (f"One of the endpoints died: {death}." for death in fleet.deaths(summary.levels))
     yield from _gates(summary)
     yield from _doubts(summary)
 
@@ -323,7 +327,7 @@ def _model(summary: Summary, levels: Sequence[Level], model: str) -> Iterator[st
 
 def _has_held(level: Level, summary: Summary) -> bool:
     """Whether it is a rung of a ladder until failure that found none, and went to its end."""
-    failing = {ladder.stage for ladder in summary.ladders if _FAILURE in ladder.rules}
+    failing = {ladder.stage for ladder in summary.ladders if MEMORY_FAILURE in ladder.rules}
     ended = any((left.model, left.stage) == (level.model, level.stage) for left in summary.not_run)
     held = _is_rung(level) and level.stage in failing and not ended and summary.status == "complete"
     return held and not _has_failed(level, summary)

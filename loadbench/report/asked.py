@@ -23,7 +23,7 @@ def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
         callback=_asked,
         help="Exit with 99 unless it holds, with 94 where that cannot be told; may be repeated.",
     )
-    few = "Let --assert count values on too few samples to be firm."
+    few = "Let values on too few samples to be firm count, for --assert and the SLO."
     allowed = click.option(
         "--allow-indicative", is_flag=True, is_eager=True, expose_value=False, callback=_allow, help=few
     )

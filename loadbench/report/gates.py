@@ -1,7 +1,7 @@
 """What became of every promise of a run: the clauses of its SLO, its searches, and what its command line asserted.
 
-They tell what the exit code tells. A clause that is missed where a miss is an answer, as above the lowest rung of a
-ladder or at a probe, is skipped; so is one that is undecided, as long as nobody asserts it.
+They tell what the exit code tells. A clause that is not kept where that is an answer, as above the lowest rung of a
+ladder or at a probe, is skipped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 
 from loadbench.analysis import verdict, words
 from loadbench.analysis.assertion import WHOLE_SLO
+from loadbench.analysis.slo import as_gate
 from loadbench.analysis.summary import Gate, Level, Summary
 from loadbench.report.content import place
 
@@ -49,18 +50,15 @@ def _of_level(level: Level, summary: Summary, counts: bool) -> Iterator[Promise]
     gates = [gate for gate in summary.gates if gate.level == level.index]
     asserted = any(gate.asserted.startswith(WHOLE_SLO) for gate in gates)
     for clause in () if asserted else level.slo:
-        told, kept = words.clause(clause), _SLO[clause.result]
-        if clause.result != "pass" and not counts:
+        kept: Kept
+        kept, because = as_gate(clause, summary.allow_indicative)
+        told = words.clause(clause)
+        if kept != "pass" and not counts:
             kept, told = "skipped", f"{told}; only the lowest load has to keep it"
-        elif clause.result == "undecided" and not clause.n:
-            kept = "invalid"
-        if clause.result == "undecided" and clause.because:
-            told += f" ({clause.because})"
+        if clause.result == "undecided" and because:
+            told += f" ({because})"
         yield Promise(f"slo {clause.clause}", level.model, level, verdict.named(level, summary), kept, told)
     yield from (_asserted(gate, level, summary) for gate in gates)
-
-
-_SLO: dict[str, Kept] = {"pass": "pass", "fail": "fail", "undecided": "skipped"}
 
 
 def _of_search(model: str, summary: Summary) -> Iterator[Promise]:
@@ -88,18 +86,35 @@ def _with_clause(name: str, gate: Gate) -> str:
 
 def lines(summary: Summary) -> list[tuple[str, str]]:
     """Each assertion with where it passed, failed or could not be told, and by what value."""
+    return [
+        (title, "; ".join(f"{result} {_told(told[result])}" for result in _WORST_FIRST if result in told))
+        for title, told in results(summary).items()
+    ]
+
+
+def _told(found: list[tuple[str, str]]) -> str:
+    return ", ".join(f"at {where} {why}" if where else why for where, why in found)
+
+
+def results(summary: Summary) -> dict[str, dict[str, list[tuple[str, str]]]]:
+    """By assertion and result its places, each with its value or reason; a place is empty where it is of no level."""
     levels = {level.index: level for level in summary.levels}
-    told: dict[str, dict[str, list[str]]] = {}
+    told: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for gate in summary.gates:
         value = [] if gate.value is None else [words.measured(gate.value, gate.unit)]
-        where = [] if gate.level is None else [f"at {place(summary, levels[gate.level])}"]
+        where = "" if gate.level is None else place(summary, levels[gate.level])
         known = ", ".join([*value, *([gate.because] if gate.because else [])])
-        results = told.setdefault(_with_clause(gate.asserted, gate), {})
-        results.setdefault(gate.result, []).append(" ".join([*where, f"({known})"]))
-    return [
-        (title, "; ".join(f"{result} {', '.join(results[result])}" for result in _WORST_FIRST if result in results))
-        for title, results in told.items()
-    ]
+        told.setdefault(_with_clause(gate.asserted, gate) + _limit(gate), {}).setdefault(gate.result, []).append(
+            (where, f"({known})")
+        )
+    return told
+
+
+def _limit(gate: Gate) -> str:
+    """The scenario's limit where the whole SLO is asserted: an assertion of its own says it itself."""
+    if gate.limit is None or not gate.asserted.startswith(WHOLE_SLO):
+        return ""
+    return f" {'≥' if gate.comparison == '>=' else '≤'} {words.measured(gate.limit, gate.unit)}"
 
 
 _WORST_FIRST = ("fail", "invalid", "pass")
