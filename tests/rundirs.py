@@ -32,6 +32,7 @@ class Planned:
     """A level of a made-up run. ``fails`` is the share of requests that fails, and how.
 
     For its first ``cold_s`` seconds the first token takes three times as long. ``slower`` times as long takes all.
+    With ``prompts`` there are so many of each kind in a file, and each is always answered alike.
     """
 
     load: Load
@@ -51,6 +52,7 @@ class Planned:
     evidence: tuple[str, ...] = ()
     stage: int = 0
     complete: bool = True
+    prompts: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ def _answer(
     last_ns = sent_ns + first_ns + (tokens - 1) * token_ns
     failed = randomness.random() < level.fails
     good = not failed
+    place = seq % level.prompts if level.prompts else None
     return Sample(
         level=index,
         phase=phase,
@@ -228,6 +231,8 @@ def _answer(
         stall_ns=0 if level.stream and good else None,
         bytes_received=200 * tokens,
         connect_ns=None,
+        place=place,
+        answer_hash=f"{1 + place:016x}" if good and place is not None else None,
     )
 
 

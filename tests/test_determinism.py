@@ -174,6 +174,22 @@ def test_repeats_asked_to_be_marked_are_told_of_apart_from_the_loads(tmp_path: P
     assert marked_ones and all(prompt.different == 2 for prompt in marked_ones)
 
 
+def test_a_kind_that_is_named_like_what_is_marked_is_told_apart_from_it(tmp_path: Path) -> None:
+    def marked(row: Row) -> Row:
+        at_first = row["level"] == 0
+        return usual(row) | {
+            "kind": "quality",
+            "phase": "quality" if at_first else "load",
+            "answer_hash": said(1 + at_first),
+        }
+
+    summary = told(run(tmp_path, marked))
+    assert {(prompt.of, prompt.variants[0].answer_hash) for prompt in summary.answers} == {
+        ("quality", said(1)),
+        ("quality prompts", said(2)),
+    }
+
+
 def test_of_a_prompt_with_very_many_answers_the_most_frequent_are_told(tmp_path: Path) -> None:
     summary = told(run(tmp_path, lambda row: {"place": 0, "answer_hash": said(1 + row["level"] * 1000 + row["seq"])}))
     [prompt] = summary.answers

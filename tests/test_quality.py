@@ -336,6 +336,20 @@ def test_a_run_with_answers_tells_quality_on_the_console_in_markdown_and_in_json
     assert summary.quality[0].human.interval_95 is not None
 
 
+def test_the_markdown_has_the_reasons_of_the_judge_with_the_lowest_marks_first(tmp_path: Path) -> None:
+    evil = "<b>short\x1b[31m|"
+    rows = [answer(FIRST, place, "text") for place in range(3)]
+    folder = put(closed_ladder(tmp_path / "run"), "answers.jsonl", rows)
+    given = [
+        judgement(row, number) | {"reason": f"{evil} {number}"} for row, number in zip(rows, (4, 1, 3), strict=True)
+    ]
+    put(folder, "judgements.jsonl", given)
+    written = markdown_text(summarise(rundir.read(folder)), {})
+    told = [line for line in written.splitlines() if "short" in line]
+    assert [line.split(" | ")[2] for line in told] == ["1", "3", "4"]
+    assert all("&lt;b&gt;short" in line and "\x1b" not in line for line in told)
+
+
 def test_what_a_model_says_cannot_colour_a_terminal_or_leave_its_cell(tmp_path: Path) -> None:
     evil = "\x1b[31mred|<b>x</b>\u202e:1"
     rows = [answer(evil, place, "text") for place in range(2)]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from loadbench.analysis.metrics import LATENCIES
-from loadbench.records import Closed
+from loadbench.analysis.rundir import read
+from loadbench.analysis.summarise import summarise
+from loadbench.analysis.summary import Road
+from loadbench.records import Closed, Open
+from loadbench.report.hgrm import write_hgrm
 from loadbench.report.write import write_report
 from tests import rundirs
 from tests.command import loadbench
@@ -47,6 +52,17 @@ def test_the_warm_up_is_left_out_as_it_is_of_the_summary(tmp_path: Path) -> None
     summary = write_report(write_run(tmp_path, [Planned(Closed(1), duration_s=120.0, cold_s=10.0)]), hgrm=True)
     assert summary.levels[0].warmup_trimmed_s
     assert total(tmp_path / "ttft.service.L0.hgrm") == summary.levels[0].latency_ms["ttft"]["service"].n
+
+
+def test_a_level_over_capacity_has_the_requests_of_its_summary(tmp_path: Path) -> None:
+    """In it the latency grows to the end, which looks like a warm-up and is none."""
+    cold = Planned(Open(3.0), duration_s=120.0, cold_s=10.0)
+    run = read(write_run(tmp_path, [cold]))
+    (level,) = summarise(run).levels
+    assert level.warmup_trimmed_s and level.requests.ok > level.latency_ms["ttft"]["response"].n
+    over = replace(level, road=Road("over_capacity", "it grew"))
+    write_hgrm(run, [over])
+    assert total(tmp_path / "ttft.response.L0.hgrm") == level.requests.ok
 
 
 def test_they_are_written_when_asked_for_and_not_otherwise(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from loadbench.analysis.rundir import RunData
 
 MOST_VARIANTS = 16  # told of one prompt; a model that makes dice of it gives as many as there are requests
 ASKED = ("load", "quality")
+PART = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,12 @@ class Answers:
     levels: tuple[int, ...]
     others_at: tuple[int, ...]
     variants: tuple[Variant, ...]
+    phase: str = "load"
+
+    @property
+    def of(self) -> str:
+        """The kind of prompt; of those that are asked for their answers alone, which a kind may be named like, that."""
+        return self.kind if self.phase == "load" else f"{self.phase} prompts"
 
 
 def answers(run: RunData) -> tuple[Answers, ...]:
@@ -75,11 +82,13 @@ def _counted(run: RunData) -> _Found:
     which = asked & samples.said(samples.outcome, "ok") & ~np.isnan(samples.place) & (samples.answer_hash != 0)
     which &= (samples.level >= 0) & (samples.level < len(planned))
     columns = (samples.level, samples.phase, samples.kind, samples.place, samples.answer_hash)
+    counts: Counter[tuple[int, int, int, float, int]] = Counter()
+    places = np.flatnonzero(which)
+    for part in np.array_split(places, places.size // PART + 1):  # as numbers of Python all at once take 100 MB
+        counts.update(zip(*(column[part].tolist() for column in columns), strict=True))
     words = list(samples.words)
     found: _Found = defaultdict(Counter)
-    for (level, phase, kind, place, said), count in Counter(
-        zip(*(c[which].tolist() for c in columns), strict=True)
-    ).items():
+    for (level, phase, kind, place, said), count in counts.items():
         found[planned[level]["model"], words[phase], words[kind], int(place)][said, level] += count
     return found
 
@@ -103,4 +112,5 @@ def _answers(model: str, phase: str, kind: str, place: int, found: Counter[tuple
         variants=tuple(
             Variant(f"{said:016x}", counts[said], tuple(sorted(levels[said]))) for said in ranked[:MOST_VARIANTS]
         ),
+        phase=phase,
     )

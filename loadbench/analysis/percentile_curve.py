@@ -12,9 +12,8 @@ import numpy as np
 
 from loadbench.analysis.measured import Measured
 from loadbench.analysis.metrics import Series
-from loadbench.analysis.road import is_over
+from loadbench.analysis.road import told_spans
 from loadbench.analysis.rundir import RunData
-from loadbench.analysis.span import span_of
 from loadbench.analysis.stats import NS_PER_MS, PERCENTILES, is_firm
 from loadbench.analysis.summary import Summary
 from loadbench.hdr import Hdr
@@ -50,18 +49,15 @@ class PercentileCurve:
 
 def percentile_curves(run: RunData, summary: Summary) -> Iterator[PercentileCurve]:
     """TTFT and E2E, service and response, of every level in which requests succeeded."""
-    told = {level.index: level for level in summary.levels}
-    for events in run.levels:
-        level, span = told.get(events.index), span_of(run, events)
-        if level is None or span.is_rung:
+    for level, span in told_spans(run, summary.levels):
+        if span.is_rung:
             continue
-        span = span.unsettled() if is_over(level.road) else span
         for metric, series, values_ns in Measured.of(span.counted).values():
             if metric.name in METRICS and values_ns is not None:
                 hdr = Hdr()
                 hdr.add(values_ns[~np.isnan(values_ns)].astype(np.int64))
                 if hdr.total > 1:
-                    yield PercentileCurve(events.index, metric.name, series, hdr.total, tuple(_steps(hdr)))
+                    yield PercentileCurve(level.index, metric.name, series, hdr.total, tuple(_steps(hdr)))
 
 
 def _steps(hdr: Hdr) -> Iterator[Step]:

@@ -24,6 +24,7 @@ LEAST_PROMPTS = 10
 """Prompts from which on a mean is firm. Its interval by Student's t, simulated on seven ways of giving marks, holds the
 truth 84 to 100 times of 100 at 10 prompts and at 20: where one answer in twenty is bad, it may be in none of them."""
 
+MOST_REASONS = 100  # of a judge and a model; judgements.jsonl has all
 LEAST_MARKED = 2  # prompts that a mean with its interval takes
 
 
@@ -59,10 +60,21 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a judge gave an answer to this prompt its mark, in its own words."""
+
+    prompt: str
+    repeat: int
+    mark: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
     """What one judge made of a model's answers. ``itself``: it is the model that it judges.
 
-    ``malformed``, ``refused`` and ``failed`` are judgements without a mark, which count in no mean.
+    ``malformed``, ``refused`` and ``failed`` are judgements without a mark, which count in no mean. ``reasons`` has
+    what it said of its marks, the lowest first, of at most ``MOST_REASONS``.
     """
 
     judge: str
@@ -71,6 +83,7 @@ class Judged:
     malformed: int
     refused: int
     failed: int
+    reasons: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +196,17 @@ def _judged(model: str, judge: str, judgements: Sequence[Judgement]) -> Judged:
         malformed=outcomes["malformed"],
         refused=outcomes["refused"],
         failed=outcomes["failed"],
+        reasons=_reasons(mine),
     )
+
+
+def _reasons(judgements: Iterable[Judgement]) -> tuple[Reason, ...]:
+    told = [
+        Reason(one.key[1], one.key[2], one.mark, one.reason)
+        for one in judgements
+        if one.mark is not None and one.reason
+    ]
+    return tuple(sorted(told, key=lambda one: one.mark)[:MOST_REASONS])
 
 
 def _mean(marks: Iterable[tuple[str, int]]) -> Mean:

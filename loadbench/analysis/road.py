@@ -10,17 +10,17 @@ That nothing grew beyond chance is not yet steady: that is a claim of its own, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from loadbench.analysis.metrics import LATENCIES
 from loadbench.analysis.rundir import RunData, Samples
-from loadbench.analysis.span import Span, headline_of
+from loadbench.analysis.span import Span, headline_of, span_of
 from loadbench.analysis.stats import NS_PER_MS, Floats
 from loadbench.analysis.steady import drift
-from loadbench.analysis.summary import Road
+from loadbench.analysis.summary import Level, Road
 from loadbench.analysis.words import time
 from loadbench.records import Leg, Open, at
 
@@ -65,6 +65,14 @@ AT_ONCE_S = 0.5  # what left the road sooner was never on it
 def is_over(road: Road | None) -> bool:
     """Whether more came than could be served."""
     return road is not None and road.result == "over_capacity"
+
+
+def told_spans(run: RunData, levels: Sequence[Level]) -> Iterator[tuple[Level, Span]]:
+    """Each of these levels with what its figures are of: of one over capacity there is no warm-up to leave out."""
+    events = {events.index: events for events in run.levels}
+    for level in levels:
+        span = span_of(run, events[level.index])
+        yield level, span.unsettled() if is_over(level.road) else span
 
 
 @dataclass(frozen=True, slots=True)

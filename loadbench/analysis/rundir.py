@@ -6,6 +6,7 @@ A million samples take seconds and some hundred megabytes: lines are parsed a bl
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
@@ -39,7 +40,8 @@ class Samples:
     """Samples as columns, named as in ``records.Sample``. Absent numbers are NaN, absent words -1.
 
     Nanoseconds are doubles, which are exact up to 2**53 ns (104 days) and carry absence through every subtraction.
-    Columns of words hold positions in ``words``; hashes of answers are numbers, 0 where there is none.
+    Columns of words hold positions in ``words``; hashes of answers are numbers, 0 where there is none. They stand level
+    by level, in each first its load, in the order in which it was due.
     """
 
     level: Codes
@@ -62,14 +64,21 @@ class Samples:
     connect_ns: Floats
     place: Floats
     answer_hash: Hashes
+    endpoint: Floats
     words: dict[str, int]
 
     def __len__(self) -> int:
         return self.level.size
 
-    def take(self, which: Mask | Places) -> Samples:
-        """The samples where the mask is true, or those at these places, in their order."""
+    def take(self, which: Mask | Places | slice) -> Samples:
+        """The samples where the mask is true, or those at these places, in their order; of a slice no copy is made."""
         return replace(self, **{column: getattr(self, column)[which] for column in COLUMNS})
+
+    def of_level(self, level: int) -> Samples:
+        """Those of a level's load, in the order in which they were due: a copy would be half of all memory."""
+        first, beyond = np.searchsorted(self.level, (level, level + 1))
+        loaded = np.count_nonzero(self.said(self.phase[first:beyond], "load"))
+        return self.take(slice(first, first + loaded))
 
     def said(self, column: Codes, word: str) -> Mask:
         """Where a column of words holds this one."""
@@ -85,7 +94,7 @@ class Samples:
 
 WORDS = ("phase", "kind", "outcome", "token_source")
 COLUMNS = tuple(column.name for column in fields(Samples) if column.name != "words")
-LATER = ("place", "answer_hash")  # older runs have none
+LATER = ("place", "answer_hash", "endpoint")  # older runs have none
 
 
 TICKS = ("t_ns", "target_rss_bytes", "client_rss_bytes", "client_cpu_s", "loop_lag_max_ns")
@@ -237,7 +246,8 @@ class _Words(dict[str | None, int]):
 def _samples(paths: Sequence[Path], torn: dict[str, int], since: int) -> tuple[Samples, dict[tuple[int, str], str]]:
     """The samples, those of levels before ``since`` left out as far as that saves reading them."""
     words = _Words()
-    parts: dict[str, list[npt.NDArray[Any]]] = {column: [np.empty(0, _dtype(column))] for column in COLUMNS}
+    # Arrays that grow where they are: a list of small ones leaves as much memory again in pieces.
+    grown = {column: array(_typecode(column)) for column in COLUMNS}
     details: dict[tuple[int, str], str] = {}
     always = [column for column in COLUMNS if column not in LATER]
     cells = itemgetter(*always)
@@ -245,22 +255,26 @@ def _samples(paths: Sequence[Path], torn: dict[str, int], since: int) -> tuple[S
         for column, values in zip(always, zip(*map(cells, rows), strict=True), strict=False):
             numbers = map(words.__getitem__, values) if column in WORDS else values
             # numpy turns None into NaN.
-            parts[column].append(np.array(tuple(numbers), _dtype(column)))
-        parts["place"].append(np.array([row.get("place") for row in rows], np.float64))
+            grown[column].frombytes(np.array(tuple(numbers), grown[column].typecode).tobytes())
+        for column in ("place", "endpoint"):
+            grown[column].frombytes(np.array([row.get(column) for row in rows], np.float64).tobytes())
         hashes = [row.get("answer_hash") for row in rows]
-        parts["answer_hash"].append(np.array([int(said, 16) if said else 0 for said in hashes], np.uint64))
+        grown["answer_hash"].extend([int(said, 16) if said else 0 for said in hashes])
         for row in rows:
             if row["detail"] is not None and row["phase"] == "load":
                 details.setdefault((row["level"], row["outcome"]), row["detail"])
+    level, phase, due_ns = (np.asarray(grown[column]) for column in ("level", "phase", "due_ns"))
+    order = np.lexsort((due_ns, phase != words.get("load", -2), level))
     # One column after the other, so that at most one is there twice.
-    columns: dict[str, Any] = {column: _possible(column, np.concatenate(parts.pop(column))) for column in COLUMNS}
+    columns: dict[str, Any] = {column: _possible(column, np.asarray(grown.pop(column))[order]) for column in COLUMNS}
     return Samples(**columns, words={word: code for word, code in words.items() if word is not None}), details
 
 
-def _dtype(column: str) -> type[np.generic]:
+def _typecode(column: str) -> str:
+    """Of an array, and of numpy: 64 bits unsigned, a 32-bit int, a double."""
     if column == "answer_hash":
-        return np.uint64
-    return np.int32 if column in WORDS or column == "level" else np.float64
+        return "Q"
+    return "i" if column in WORDS or column == "level" else "d"
 
 
 def _possible(column: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -298,7 +312,7 @@ def read_gaps(run: RunData, since_ns: Mapping[int, float]) -> dict[int, dict[str
 
     They are kept by the second: one that is more than half over by then is left out.
     """
-    gaps: dict[int, dict[str, Hdr]] = {level: {} for level in since_ns}
+    gaps: dict[int, dict[str, Hdr]] = {level: defaultdict(Hdr) for level in since_ns}
     run.torn.pop(HISTOGRAMS, None)
     for path in (path for path in parts(run.path, HISTOGRAMS) if path.exists()):
         reader = HlogReader(path, lambda tag: _gaps_of(tag)[1] in gaps)
@@ -306,10 +320,10 @@ def read_gaps(run: RunData, since_ns: Mapping[int, float]) -> dict[int, dict[str
             kind, level = _gaps_of(interval.tag)
             middle_ns = (interval.start_s + interval.length_s / 2) * 1e9
             if middle_ns >= since_ns[level]:
-                gaps[level].setdefault(kind, Hdr()).merge(interval.hdr)
+                gaps[level][kind].merge(interval.hdr)
         if reader.torn:
             run.torn[HISTOGRAMS] = run.torn.get(HISTOGRAMS, 0) + reader.torn
-    return gaps
+    return {level: dict(kinds) for level, kinds in gaps.items()}
 
 
 def _gaps_of(tag: str | None) -> tuple[str, int]:

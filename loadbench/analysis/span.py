@@ -70,9 +70,7 @@ def span_of(run: RunData, events: LevelEvents) -> Span:
     """The span of one level."""
     plan = run.facts["levels"][events.index]
     headline: Series = "service" if plan["load"]["kind"] == "closed" else "response"
-    everything = run.samples
-    places = np.flatnonzero((everything.level == events.index) & everything.said(everything.phase, "load"))
-    samples = everything.take(places[np.argsort(everything.due_ns[places], kind="stable")])
+    samples = run.samples.of_level(events.index)
     ok = samples.said(samples.outcome, "ok")
     span = Span(events, plan, headline, samples, ok, events.start_ns, _end_ns(events, samples), None, None)
     return span if span.changes else _settled(span)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -114,20 +115,14 @@ def timeline(run: RunData, trimmed_s: dict[int, float | None], most: int = MOST_
 def _bins(at_s: Floats, values: Floats, step_s: float) -> tuple[Bin, ...]:
     known = ~np.isnan(values) & ~np.isnan(at_s)
     place = np.floor(at_s[known] / step_s).astype(np.int64)
-    order = np.lexsort((values[known], place))  # by bin, and by value within it
-    place, values = place[order], values[known][order]
-    filled, first, counts = np.unique(place, return_index=True, return_counts=True)
-    return tuple(
-        Bin(
-            round(bin_ * step_s, 3),
-            round((bin_ + 1) * step_s, 3),
-            int(n),
-            float(values[start]),
-            float(np.median(values[start : start + n])),
-            float(values[start + n - 1]),
-        )
-        for bin_, start, n in zip(filled.tolist(), first.tolist(), counts.tolist(), strict=True)
-    )
+    order = np.argsort(place, kind="stable")  # nearly sorted as it is
+    values = values[known][order]
+    filled, first = np.unique(place[order], return_index=True)
+    made = []
+    for bin_, inside in zip(filled.tolist(), np.split(values, first[1:]), strict=False):  # no values: one empty part
+        least, median, most = float(inside.min()), float(np.median(inside)), float(inside.max())
+        made.append(Bin(round(bin_ * step_s, 3), round((bin_ + 1) * step_s, 3), inside.size, least, median, most))
+    return tuple(made)
 
 
 def _in_flight(sent_ns: Floats, done_ns: Floats, step_s: float) -> tuple[Bin, ...]:
@@ -135,29 +130,22 @@ def _in_flight(sent_ns: Floats, done_ns: Floats, step_s: float) -> tuple[Bin, ..
     both = ~np.isnan(sent_ns) & ~np.isnan(done_ns)
     if not both.any():
         return ()
-    at_s = np.concatenate([sent_ns[both], done_ns[both]]) / 1e9
-    change = np.concatenate([np.ones(both.sum()), -np.ones(both.sum())])
-    order = np.lexsort((change, at_s))  # of what happens at one moment the ends first
-    at_s, count = at_s[order], np.cumsum(change[order])
-    edges = np.arange(np.floor(at_s[0] / step_s), np.floor(at_s[-1] / step_s) + 2) * step_s
-    # The count holds from each event on: with the edges among the events, every stretch lies in one bin.
-    all_s = np.concatenate([at_s, edges])
-    held = np.concatenate([count, count[np.maximum(np.searchsorted(at_s, edges, "right") - 1, 0)]])
-    held[at_s.size :][edges < at_s[0]] = 0
-    order = np.argsort(all_s, kind="stable")
-    all_s, held = all_s[order], held[order]
-    lasts_s = np.diff(all_s)
-    some = lasts_s > 0
-    place, held, lasts_s = np.searchsorted(edges, all_s[:-1][some], "right") - 1, held[:-1][some], lasts_s[some]
-    filled, first, counts = np.unique(place, return_index=True, return_counts=True)
-    means = np.add.reduceat(held * lasts_s, first) / np.add.reduceat(lasts_s, first)
-    extremes = np.minimum.reduceat(held, first), np.maximum.reduceat(held, first)
-    return tuple(
-        Bin(round(start_s, 3), round(start_s + step_s, 3), n, least, mean, most)
-        for start_s, n, mean, least, most in zip(
-            edges[filled].tolist(), counts.tolist(), means.tolist(), *(each.tolist() for each in extremes), strict=True
-        )
-    )
+    sent_s, done_s = np.sort(sent_ns[both]) / 1e9, np.sort(done_ns[both]) / 1e9
+    edges = np.arange(np.floor(sent_s[0] / step_s), np.floor(max(sent_s[-1], done_s[-1]) / step_s) + 2) * step_s
+    sent, done = np.searchsorted(sent_s, edges, "right"), np.searchsorted(done_s, edges, "right")
+    made = []
+    for place, (start_s, end_s) in enumerate(pairwise(edges.tolist())):  # one by one: all at once takes 130 MB
+        begun, ended = sent_s[sent[place] : sent[place + 1]], done_s[done[place] : done[place + 1]]
+        at_s = np.concatenate([[start_s], begun, ended])
+        change = np.concatenate([[sent[place] - done[place]], np.ones(begun.size), -np.ones(ended.size)])
+        order = np.argsort(at_s, kind="stable")
+        # The count holds from each event to the next; between those of one moment for no time.
+        held, lasts_s = np.cumsum(change[order]), np.diff(at_s[order], append=end_s)
+        held, lasts_s = held[lasts_s > 0], lasts_s[lasts_s > 0]
+        mean = float(np.dot(held, lasts_s) / lasts_s.sum())
+        least, most = float(held.min()), float(held.max())
+        made.append(Bin(round(start_s, 3), round(start_s + step_s, 3), held.size, least, mean, most))
+    return tuple(made)
 
 
 def _memory(levels: Sequence[LevelEvents], step_s: float) -> tuple[tuple[Bin, ...], str | None]:

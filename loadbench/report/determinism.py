@@ -58,7 +58,7 @@ def _row(summary: Summary, prompt: Answers) -> tuple[str | Stands, ...]:
     titles = {level.index: load_title(level.load) for level in summary.levels}
     others_at = dict.fromkeys(titles[level] for level in prompt.others_at if level in titles)
     return (
-        prompt.kind,
+        prompt.of,
         str(prompt.place),
         f"{prompt.answered:,}",
         f"{prompt.different:,}",

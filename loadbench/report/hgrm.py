@@ -6,19 +6,21 @@ Exact values from the samples, gaps from the histogram log; the same requests th
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 
 from loadbench.analysis.measured import Measured
+from loadbench.analysis.road import told_spans
 from loadbench.analysis.rundir import RunData, read_gaps
-from loadbench.analysis.span import span_of
+from loadbench.analysis.summary import Level
 from loadbench.files import write_whole
 from loadbench.hdr import Hdr
 
 
-def write_hgrm(run: RunData) -> None:
-    """One file for each level's every latency that has values, into the run's directory."""
-    spans = {events.index: span_of(run, events) for events in run.levels}
+def write_hgrm(run: RunData, levels: Sequence[Level]) -> None:
+    """One file for each of these levels' every latency that has values, into the run's directory."""
+    spans = {level.index: span for level, span in told_spans(run, levels)}
     gaps = read_gaps(run, {level: span.since_ns for level, span in spans.items()})
     for level, span in spans.items():
         for metric, series, values_ns in Measured.of(span.counted).values():

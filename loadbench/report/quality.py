@@ -12,7 +12,7 @@ from loadbench.analysis.quality import LEAST_PROMPTS, Checked, Judged, Mean, Qua
 from loadbench.analysis.stats import Range
 from loadbench.analysis.summary import Summary
 from loadbench.report.content import Cells, Table
-from loadbench.report.escape import plain
+from loadbench.report.escape import plain, visible
 from loadbench.report.findings import Finding, Row
 from loadbench.report.words import NONE, count, share
 
@@ -136,12 +136,22 @@ def _oddities(model: str, judged: Judged) -> str:
     return f"no mark for answers of {plain(model)}: {told}" if told else ""
 
 
+def reasons(summary: Summary) -> list[Finding]:
+    """For each judge and model why it gave the marks that it gave, the lowest first."""
+    return [
+        Finding(
+            quality.model,
+            f"why {plain(one.judge)} gave its marks",
+            ("prompt", "repeat", "mark", "reason"),
+            tuple((told.prompt, f"{told.repeat:,}", str(told.mark), told.reason) for told in one.reasons),
+            (),
+        )
+        for quality in summary.quality
+        for one in quality.judges
+        if one.reasons
+    ]
+
+
 def block(text: str) -> str:
     """Foreign text line by line as it is laid out, every other unprintable character a visible escape."""
-    return "\n".join(map(_line, text.expandtabs(4).splitlines()))
-
-
-def _line(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "\n".join(map(visible, text.expandtabs(4).splitlines()))
