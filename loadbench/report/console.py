@@ -19,10 +19,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from loadbench.analysis.summary import Caution, Summary
-from loadbench.report import content, decision, determinism, findings, gates, memory, quality
+from loadbench.report import bars, content, decision, determinism, findings, gates, memory, quality
 from loadbench.report.content import Cells, Table
 from loadbench.report.escape import plain
 from loadbench.report.findings import Finding, Stands
+from loadbench.report.github import verbatim
 
 TEXT_WIDTH = 100  # prose in longer lines is hard to read
 MOST_ROWS = 30  # a longer table by kind, or by interval, is for report.md
@@ -56,8 +57,11 @@ def _report(console: Console, summary: Summary) -> None:
         _table(console, table)
     for note in decision.notes(summary.decision):
         prose(console, Text(plain(note), "dim"))
+    for drawn in bars.bars(summary, console.width, console.encoding):
+        _bars(console, drawn)
     kinds = (table for table in content.kind_tables(summary) if len(table.rows) <= MOST_ROWS)
-    told = [*content.level_tables(summary), *findings.interval_tables(summary, MOST_ROWS), *kinds]
+    fleets = (table for table in content.endpoint_tables(summary) if len(table.rows) <= MOST_ROWS)
+    told = [*content.level_tables(summary), *fleets, *findings.interval_tables(summary, MOST_ROWS), *kinds]
     tables = [_fitted(table, console.width) for table in told]
     for table in tables:
         _table(console, table)
@@ -84,6 +88,7 @@ def _report(console: Console, summary: Summary) -> None:
     _doubts(console, "Cautions", [(sort[0].about.replace("_", " "), sort) for sort in cautions], "yellow")
 
 
+@verbatim()
 def print_quality(summary: Summary, stream: TextIO | None = None) -> None:
     """What the report says of the quality of answers, alone."""
     _quality(console_on(stream or sys.stdout), summary)
@@ -122,6 +127,7 @@ def _facts(console: Console, summary: Summary) -> None:
         *(("answers", line) for line in determinism.lines(summary)),
         ("memory", memory.fact(summary)),
         ("client", content.client(summary)),
+        ("cluster", content.cluster(summary)),
     ]
     told = [(Text(name, "bold"), Text(plain(fact))) for name, fact in facts if fact]
     if told:
@@ -168,6 +174,16 @@ def _table(console: Console, table: Table) -> None:
     console.print(grid)
     if table.note:
         prose(console, Text(plain(table.note), "dim"))
+
+
+def _bars(console: Console, drawn: bars.Bars) -> None:
+    console.print()
+    console.print(Text.assemble((plain(drawn.model), "bold"), f" · {drawn.loop} loop in bars"))
+    console.print(Text(drawn.lines[0], "dim"))
+    for line in drawn.lines[1:]:
+        console.print(Text(line))
+    if drawn.note:
+        console.print(Text(drawn.note, "dim"))
 
 
 def fit_and_show(console: Console, table: Table) -> None:
