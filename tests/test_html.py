@@ -7,6 +7,7 @@ import hashlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ import orjson
 import pytest
 
 from loadbench.analysis import rundir
+from loadbench.analysis.gates import asked
 from loadbench.analysis.percentile_curve import percentile_curves
 from loadbench.analysis.summarise import summarise
-from loadbench.analysis.timeline import MOST_BINS, timeline
+from loadbench.analysis.summary import Summary
+from loadbench.analysis.timeline import GIVEN_UP, MOST_BINS, Failed, Timeline, timeline
 from loadbench.records import Ask, Closed, Open
 from loadbench.report.figures import figures
+from loadbench.report.figures_time import time_figures
 from loadbench.report.page import script_json
-from loadbench.report.picture import Figure, LeftOut
+from loadbench.report.picture import BAD, MUTED, Figure, LeftOut, fitting, layer
 from loadbench.report.write import write_report
 from tests import rundirs
 from tests.command import loadbench
@@ -288,3 +292,61 @@ def test_the_percentile_curve_goes_through_the_percentiles_of_the_level(tmp_path
             assert at[wanted].ms == pytest.approx(told.value(name), rel=2e-3)
             assert at[wanted].firm is (name not in told.indicative)
         assert curve.steps[-1].ms == pytest.approx(told.max, rel=2e-3)
+
+
+def test_slo_and_gates_are_on_the_first_screen_with_pass_fail_and_invalid(tmp_path: Path) -> None:
+    run = rundirs.closed_ladder(tmp_path, scenario=SLO)
+    gates = asked(["ttft.p95<300ms", "ttft.p99.9<9s @ 1 user", "error_rate<1%"], allow_indicative=False)
+    write_report(run, gates=gates)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    first = " ".join(Parsed(source[: source.index('<section id="load"')]).text.split())
+    assert "✗ 1 of 3 gates failed" in first
+    assert "SLO ttft.p95 ≤ 300 ms: ✗ fail at 8 users" in first
+    assert "gate ttft.p99.9<9s @ 1 user: ? invalid at 1 user" in first
+    assert "gate error_rate<1%: ✓ pass on every level" in first
+
+
+def test_what_was_asserted_of_the_whole_slo_is_there_once_with_its_limits(tmp_path: Path) -> None:
+    write_report(rundirs.closed_ladder(tmp_path, scenario=SLO), gates=asked(["slo"], allow_indicative=False))
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    first = " ".join(Parsed(source[: source.index('<section id="load"')]).text.split())
+    assert "gate slo ttft.p95 ≤ 300 ms: ✗ fail" in first
+    assert "SLO ttft.p95" not in first
+
+
+def test_where_requests_failed_the_pictures_of_load_and_latency_say_so(tmp_path: Path) -> None:
+    shown = [figure for figure in drawn(rundirs.failures(tmp_path)) if isinstance(figure, Figure)]
+    for title in ("How much does it carry?", "How long until", "How slow are the slowest?"):
+        figure = next(figure for figure in shown if figure.title.startswith(title))
+        assert re.search(r"failed: [\d.]+ % at 4 users, [\d.]+ % at 8 users", figure.note or ""), title
+    marks = [row["mark"] for part in shown[0].spec["layer"] for row in part["data"]["values"] if row.get("mark")]
+    assert set(marks) == {"✗"}
+
+
+def over_time(summary: Summary, line: Timeline) -> list[Any]:
+    """The views of the figure over time, the strip first."""
+    figure = next(time_figures(summary, line))
+    assert isinstance(figure, Figure)
+    views: list[Any] = figure.spec["vconcat"]
+    return views
+
+
+def test_over_time_every_stretch_of_levels_has_the_name_of_its_model_where_there_are_several(tmp_path: Path) -> None:
+    run = rundir.read(rundirs.three_models(tmp_path))
+    strip = over_time(summarise(run), timeline(run, {}))[0]
+    names = [row["name"] for part in strip["layer"] for row in part["data"]["values"] if row.get("y") == "model"]
+    assert len(names) > 1 and len(set(names)) == len(names)
+
+
+def test_over_time_what_was_given_up_as_planned_is_grey_and_what_failed_is_red(tmp_path: Path) -> None:
+    run = rundir.read(rundirs.closed_ladder(tmp_path))
+    failed = (Failed(0.0, 1.0, GIVEN_UP, 3), Failed(1.0, 2.0, "out_of_memory", 1))
+    views = over_time(summarise(run), replace(timeline(run, {}), failed=failed))
+    bars = next(view for view in views if view["title"]["text"].startswith("failed"))["layer"][-1]
+    assert bars["encoding"]["color"]["scale"] == {"domain": ["given up", "out of memory"], "range": [MUTED, BAD]}
+
+
+def test_a_strip_names_a_load_only_where_there_is_room(tmp_path: Path) -> None:
+    rows = [{"name": "4×1088", "short": "4", "room": room} for room in (0.1, 0.03, 0.001)]
+    spec = fitting({"vconcat": [{"layer": [layer(rows, "text")]}]}, width=500)
+    assert [row["name"] for row in spec["vconcat"][0]["layer"][0]["data"]["values"]] == ["4×1088", "4"]

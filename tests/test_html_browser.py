@@ -16,6 +16,8 @@ from tests.test_html import HOSTILE, memory_ladder
 pytest.importorskip("vl_convert")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: .ci/run installs one")
 WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+SCALED = """[...document.querySelectorAll('.plot')].filter((plot) =>
+  Number(plot.querySelector('svg').getAttribute('width')) > plot.clientWidth + 1).map((plot) => plot.id)"""
 DRAWN = "[...document.querySelectorAll('.plot')].map((plot) => plot.querySelectorAll('svg path, svg text').length)"
 
 
@@ -41,6 +43,7 @@ async def test_the_page_draws_without_an_error_asks_nobody_and_fits_wide_and_nar
             assert await tab.ask(WIDE) <= 0, width
             marks = await tab.ask(DRAWN)
             assert marks and min(marks) > 3
+            assert await tab.ask(SCALED) == []  # a picture that is made smaller has letters that nobody reads
             assert await tab.ask("document.title") != ""
             said = " ".join((await tab.ask("document.getElementById('verdict').innerText")).split())
             assert summary.verdict.text.split()[1] in said

@@ -18,9 +18,11 @@ from loadbench.errors import UsageError
 from loadbench.files import write_whole
 from loadbench.report import picture
 from loadbench.report.compare import change, comparison_json, interval, markdown_text, notes, tables, value
+from loadbench.report.escape import as_line
 from loadbench.report.page import Section, grid, listed, page, shown, text
 from loadbench.report.page import tables as table_html
-from loadbench.report.picture import MS, SERIES, Figure, LeftOut, Spec, layer, points, told, x_axis, y_axis
+from loadbench.report.picture import MS, SERIES, Figure, LeftOut, Spec, key, layer, points, told, x_axis, y_axis
+from loadbench.report.words import count
 
 LOOK = {"regressed": "bad", "improved": "good", "inconclusive": "doubt", "equivalent": "good"}
 MARKS = {
@@ -44,7 +46,7 @@ WIDE = 4.0  # a ladder that spans more is drawn on a logarithm
 
 def write_comparison(comparison: Comparison, folder: Path, warn: Callable[[str], None] | None = None) -> None:
     """compare.json, compare.md and compare.html, each whole; what cannot be written is told by ``warn``."""
-    say = warn or (lambda line: click.echo(f"loadbench: {line}", err=True))
+    say = warn or (lambda line: click.echo(as_line(f"loadbench: {line}"), err=True))
     for name, data in (
         ("compare.json", comparison_json(comparison)),
         ("compare.md", markdown_text(comparison).encode()),
@@ -70,7 +72,7 @@ def html_text(comparison: Comparison) -> str:
     ]
     drawn = [figure for figure in [*changes, *curves] if isinstance(figure, Figure)]
     button = '<button type="button" id="theme" hidden aria-label="Change between light and dark">Dark</button>'
-    sets = f"{len(comparison.base)} runs of the base, {len(comparison.new)} new"
+    sets = f"{count(len(comparison.base), 'run')} of the base, {len(comparison.new)} new"
     head = (
         f'<header><div class="wrap"><h1>{text(comparison.name)} <small>{text(sets)}</small></h1>{button}</div></header>'
     )
@@ -124,8 +126,26 @@ def _changes(comparison: Comparison) -> Iterator[Figure | LeftOut]:
 
 def _change_picture(comparison: Comparison, model: str, number: int, rows: Sequence[tuple[Compared, Row]]) -> Figure:
     drawn = [_change_row(level, row) for level, row in rows[:MOST_CHANGES]]
-    ends = [each[key] for each in drawn for key in ("x", "low", "high") if each[key] is not None]
     least = comparison.least_effect
+    worst = [f"{each['place']} {each['step']}" for each in drawn if each["answer"] == "regressed"]
+    more = f" and {len(worst) - MOST_NAMED} more" if worst[MOST_NAMED:] else ""
+    said = f"regressed: {', '.join(worst[:MOST_NAMED])}{more}" if worst else "none has regressed"
+    return Figure(
+        name=f"changes-{number}",
+        section="Every change",
+        title=f"What has changed? ({model})",
+        spec=picture.picture(_change_layers(drawn, least), height=max(120, 24 * len(drawn))),
+        alt=f"Of {len(rows)} figures {said}.",
+        headings=("figure", "load", "base", "new", "change", "95 % interval", "answer"),
+        rows=tuple((row.title, level.load, *_cells(row)) for level, row in rows),
+        note=f"bars: 95 % interval over runs; grey: within {100 * least:g} %, which does not count"
+        + (f"; {len(rows) - MOST_CHANGES} more figures in the table" if rows[MOST_CHANGES:] else ""),
+    )
+
+
+def _change_layers(drawn: Sequence[dict[str, Any]], least: float) -> list[Spec]:
+    """What does not count as a grey band, and every ratio with its interval on it, on a logarithm."""
+    ends = [each[end] for each in drawn for end in ("x", "low", "high") if each[end] is not None]
     domain = [min([1 - 2 * least, *ends]) / 1.02, 1.02 * max([1 + 2 * least, *ends])]
     x = x_axis("x", "new ÷ base", scale={"type": "log", "domain": domain, "nice": False}, axis={"format": "~r"})
     y = {"field": "place", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 240}}
@@ -139,52 +159,13 @@ def _change_picture(comparison: Comparison, model: str, number: int, rows: Seque
     shape = picture.shaped("answer", answers) | {"legend": {"title": None}}
     band = [{"x": 1 / (1 + least), "x2": 1 + least}]
     whiskers = [each for each in drawn if each["low"] is not None]
-    layers = [
+    rule, dot = {"type": "rule", "strokeWidth": 2}, {"type": "point", "filled": True, "size": 70, "opacity": 1}
+    return [
         layer(band, {"type": "rect", "color": picture.GRID, "opacity": 0.6}, x=x, x2={"field": "x2"}),
         layer([{"x": 1}], {"type": "rule", "color": picture.MUTED}, x=x),
-        layer(
-            whiskers,
-            {"type": "rule", "strokeWidth": 2},
-            x=x | {"field": "low"},
-            x2={"field": "high"},
-            y=y,
-            color=colour,
-        ),
-        layer(
-            drawn,
-            {"type": "point", "filled": True, "size": 70, "opacity": 1},
-            x=x,
-            y=y,
-            color=colour,
-            shape=shape,
-            tooltip=picture.tip(),
-        ),
+        layer(whiskers, rule, x=x | {"field": "low"}, x2={"field": "high"}, y=y, color=colour),
+        layer(drawn, dot, x=x, y=y, color=colour, shape=shape, tooltip=picture.tip()),
     ]
-    worst = [f"{each['place']} {each['step']}" for each in drawn if each["answer"] == "regressed"]
-    more = f" and {len(worst) - MOST_NAMED} more" if worst[MOST_NAMED:] else ""
-    said = f"regressed: {', '.join(worst[:MOST_NAMED])}{more}" if worst else "none has regressed"
-    return Figure(
-        name=f"changes-{number}",
-        section="Every change",
-        title=f"What has changed? ({model})",
-        spec=picture.picture(layers, height=max(120, 24 * len(drawn))),
-        alt=f"Of {len(rows)} figures {said}.",
-        headings=("figure", "load", "base", "new", "change", "95 % interval", "answer"),
-        rows=tuple(
-            (
-                row.title,
-                level.load,
-                value(row, row.base),
-                value(row, row.new),
-                change(row),
-                interval(row),
-                row.answer or "",
-            )
-            for level, row in rows
-        ),
-        note=f"bars: 95 % interval over runs; grey: within {100 * least:g} %, which does not count"
-        + (f"; {len(rows) - MOST_CHANGES} more figures in the table" if rows[MOST_CHANGES:] else ""),
-    )
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -236,15 +217,17 @@ def _curve(name: str, model: str, unit: str, rows: Sequence[tuple[Compared, Row]
     colour = picture.coloured("series", names)
     layers: list[Spec] = [
         layer(drawn, {"type": "line", "strokeWidth": 2}, x=x, y=y, color=colour),
-        layer(drawn, "rule", x=x, y=y | {"field": "low"}, y2={"field": "high"}, color=colour),
+        layer(
+            drawn, {"type": "rule", "strokeWidth": 1.6}, x=x, y=y | {"field": "low"}, y2={"field": "high"}, color=colour
+        ),
         *points(drawn, x, y, names),
     ]
     level, row = rows[-1]
     return Figure(
         name=f"curve-{name}",
         section="Base and new against load",
-        title=f"How does {first.title} go with load, in {first.unit}? ({model})",
-        spec=picture.picture(layers),
+        title=f"How does {first.title} go with load? ({model})",
+        spec=picture.picture(layers, f"{first.title}, in {first.unit}", key(drawn)),
         alt=f"At {level.load} {value(row, row.base)} in the base and {value(row, row.new)} now.",
         headings=("load", "base", "new", "change", "95 % interval", "answer"),
         rows=tuple((at.load, *_cells(one)) for at, one in rows),

@@ -16,11 +16,11 @@ from loadbench.records import load_title
 from loadbench.report import picture
 from loadbench.report.escape import plain
 from loadbench.report.picture import (
-    FILLED,
     Figure,
     LeftOut,
     Rows,
     Spec,
+    key,
     latency_axis,
     layer,
     points,
@@ -28,13 +28,17 @@ from loadbench.report.picture import (
     x_axis,
     y_axis,
 )
-from loadbench.report.words import NONE, figure, milliseconds, percentile
+from loadbench.report.words import NONE, figure, milliseconds, percentile, share
 
 SECTION = "Load"
 STATISTICS = ("p50", "p95", "p99")
 STEPS = 48  # of a drawn curve
 SORT = {"field": "sort", "type": "nominal"}
 WIDE = {"users": 8.0, "rates": 20.0}  # times from the least load to the most: beyond, doublings crowd a linear axis
+MANY_FAILED = 0.01  # of a load's requests: from here on its point says how many
+REACH = 2.5  # times the slowest: an SLO's limit that is further off is named and not drawn
+ALONE, ASKED = "nobody waits: N ÷ R alone", "all that was asked for"  # the straight lines
+OVER, LOST = "↑", "✗"
 
 
 def load_figures(summary: Summary) -> Iterator[Figure | LeftOut]:
@@ -48,6 +52,8 @@ def load_figures(summary: Summary) -> Iterator[Figure | LeftOut]:
         yield _first_token(capacity, levels, of, name)
     if not summary.capacity:
         because = "a curve takes two loads that do not change; this run has fewer"
+        if summary.levels and all(level.purpose == "rung" for level in summary.levels):
+            because = "a memory ladder asks how much fits, one request from every user, and not how much is carried"
         yield LeftOut(SECTION, "How much does it carry?", because)
 
 
@@ -68,26 +74,56 @@ def _throughput(summary: Summary, found: Capacity, of: str, name: str) -> Figure
     layers = [
         *picture.bounds(curves, rules, names, x, y),
         layer(rows, {"type": "line", "strokeWidth": 2.5}, x=x, y=y, detail=SORT, **series),
-        layer(whiskers, "rule", x=x, y=y | {"field": "low"}, y2={"field": "high"}, **series),
+        layer(
+            whiskers, {"type": "rule", "strokeWidth": 1.6}, x=x, y=y | {"field": "low"}, y2={"field": "high"}, **series
+        ),
         *points(rows, x, y, ["measured"]),
+        *_marked(rows, x, y),
     ]
-    because = f"{_best(found, known)} {_words(names)}"
+    bare = found.loop == "closed" and not curves and not any(name.startswith("knee") for name in names)
+    undrawn = f"no knee and no bound is drawn: {found.because}" if bare else None
+    levels = [level for level in summary.levels if level.index in {point.level for point in known}]
+    notes = ["bars: 95 % interval" if whiskers else None, *_signs(levels, "over capacity"), undrawn]
     return Figure(
         name=f"throughput-{name}",
         section=SECTION,
         title=title,
-        spec=picture.picture(layers, "successful requests per second", FILLED),
-        alt=because,
+        spec=picture.picture(layers, "successful requests per second", key(rows)),
+        alt=f"{_best(found, known)} {_words(names)}".strip(),
         headings=("load", "requests/s", "95 %", "tokens/s", "E2E mean", "requests ok", ""),
         rows=tuple(_point_row(summary, point) for point in found.points),
-        note="bars: 95 % interval",
+        note="; ".join(filter(None, notes)) or None,
         core=True,
     )
 
 
+def _marked(rows: Rows, x: Spec, y: Spec) -> list[Spec]:
+    """A sign above the points that have something to say of themselves; ``_signs`` says what."""
+    marked = [row for row in rows if row["mark"]]
+    mark = {"type": "text", "dy": -14, "color": picture.BAD, "fontSize": 13, "fontWeight": "bold"}
+    above = [row | {"y": row.get("high", row["y"])} for row in marked]
+    return [layer(above, mark, x=x, y=y, text={"field": "mark", "type": "nominal"})] if above else []
+
+
+def _mark(level: Level) -> str:
+    return (OVER if is_over(level.road) else "") + (LOST if _lost(level) >= MANY_FAILED else "")
+
+
+def _lost(level: Level) -> float:
+    return 1 - level.requests.ok / level.requests.attempted if level.requests.attempted else 0.0
+
+
+def _signs(levels: Sequence[Level], over: str) -> list[str]:
+    """What the signs above the points mean, with how many failed where."""
+    told_signs = [f"{OVER} {over}"] if any(OVER in _mark(level) for level in levels) else []
+    lost = [f"{share(_lost(level))} at {load_title(level.load)}" for level in levels if LOST in _mark(level)]
+    return [*told_signs, f"{LOST} failed: {', '.join(lost)}"] if lost else told_signs
+
+
 def _sort(level: Level) -> str:
     """Levels of one sort are on one line: loads that differ by their number only."""
-    return plain(load_title(level.load)[len(head(level)) :].removesuffix("s"))
+    held_back = " dropped" if level.requests.failed.get("dropped") else ""
+    return plain(load_title(level.load)[len(head(level)) :].removesuffix("s")) + held_back
 
 
 def _best(found: Capacity, known: Sequence[Point]) -> str:
@@ -97,14 +133,16 @@ def _best(found: Capacity, known: Sequence[Point]) -> str:
 
 
 def _words(names: Sequence[str]) -> str:
-    return f"Drawn with it: {'; '.join(names)}." if names else ""
+    """The estimates that are drawn; the straight lines are told by their names in the picture."""
+    told_names = "; ".join(name for name in names if name not in (ALONE, ASKED))
+    return f"{told_names[0].upper()}{told_names[1:]}." if told_names else ""
 
 
 def _told_point(summary: Summary, point: Point) -> dict[str, Any]:
     level = next(level for level in summary.levels if level.index == point.level)
     reach = point.per_s_interval_95
     row: dict[str, Any] = {"x": point.load, "y": point.per_s, "series": "measured", "sure": point.firm}
-    row["sort"] = _sort(level)
+    row |= {"sort": _sort(level), "mark": _mark(level)}
     if reach:
         row |= {"low": reach[0], "high": reach[1]}
     return row | {
@@ -146,7 +184,7 @@ def _bounds(found: Capacity, known: Sequence[Point], top: float) -> tuple[Rows, 
         curves.extend({"x": x, "y": y, "bound": bound} for x, y in pairs if y <= 1.02 * top)
 
     if found.loop == "open":
-        curve("all that was asked for", grid.tolist())
+        curve(ASKED, grid.tolist())
     for estimate in found.estimates:
         value, decided = estimate.value, "" if estimate.result == "firm" else ", undecided"
         alone = next((p for p in known if p.load == 1 and p.firm and p.e2e_mean_ms), None)
@@ -154,10 +192,10 @@ def _bounds(found: Capacity, known: Sequence[Point], top: float) -> tuple[Rows, 
             continue
         if estimate.name == "asymptotic" and alone is not None and alone.e2e_mean_ms:
             each_s = alone.e2e_mean_ms / 1e3
-            curve("nobody waits: N ÷ R alone", (grid / each_s).tolist())
+            curve(ALONE, (grid / each_s).tolist())
             curve(f"ceiling: {figure(value / each_s)}/s{decided}", [value / each_s] * STEPS)
         words = {
-            "asymptotic": f"N* {figure(value)}{decided}",
+            "asymptotic": f"N* = {figure(value)} users{decided}",
             "knee": f"knee: {users(value)}{decided}",
             "usl_peak": f"peak by the USL: {figure(value)} users{decided}",
             "slo": f"SLO kept up to {value:g}{' users' if found.loop == 'closed' else '/s'}{decided}",
@@ -192,12 +230,14 @@ def _first_token(found: Capacity, levels: Sequence[Level], of: str, name: str) -
     if len({row["x"] for row in rows}) < 2:
         return LeftOut(SECTION, title, "fewer than two loads gave a percentile")
     names = [name for name in STATISTICS if any(row["series"] == name for row in rows)]
-    values = [float(row["y"]) for row in rows]
-    y = latency_axis("y", values)
+    limits = _limits(levels, metric)
+    slowest = max(float(row["y"]) for row in rows)
+    far = [row for row in limits if row["y"] > REACH * slowest]
+    limits = [row for row in limits if row not in far]
+    y = latency_axis("y", [float(row["y"]) for row in [*rows, *limits]])
     above = f"time to {what}, {levels[0].headline}" + (" (log)" if picture.is_log(y) else "")
     unit = "users" if found.loop == "closed" else "requests asked for per second"
     x = _load_axis([load_of(level) for level in levels], unit)
-    limits = _limits(levels, metric)
     knee = [
         {"x": each.value, "bound": f"knee: {users(each.value)}", "tip": told("knee", each.because)}
         for each in found.estimates
@@ -209,24 +249,38 @@ def _first_token(found: Capacity, levels: Sequence[Level], of: str, name: str) -
         *picture.bounds([], knee, bounds, x, y),
         layer(rows, {"type": "line", "strokeWidth": 2}, x=x, y=y, color=picture.coloured("series", names), detail=SORT),
         *points(rows, x, y, names),
+        *_marked(_tops(rows), x, y),
     ]
-    over = [row for row in rows if row["over"] and row["series"] == names[-1]]
-    if over:
-        mark = {"type": "text", "text": "↑ over capacity", "dy": -12, "align": "right", "color": picture.MUTED}
-        layers.append(layer(over, mark, x=x, y=y))
     first, last = (max((row for row in rows if row["x"] == edge), key=lambda row: row["y"]) for edge in _edges(rows))
+    notes = [
+        *_signs(levels, "over capacity: the latency only says how long the level was"),
+        "of the requests that succeeded" if any(_lost(level) for level in levels) else None,
+        *(f"{row['bound']}: far above what is drawn" for row in far),
+    ]
     return Figure(
         name=f"{metric}-{name}",
         section=SECTION,
         title=title,
-        spec=picture.picture(layers, above, FILLED),
-        alt=f"{first['series']} {milliseconds(first['y'])} at {first['load']},"
-        f" {last['series']} {milliseconds(last['y'])} at {last['load']}.",
+        spec=picture.picture(layers, above, key(rows)),
+        alt=f"{_in_words(first)}, {_in_words(last)}.",
         headings=("load", "n", *(percentile(statistic) for statistic in names)),
         rows=tuple(_latency_row(level, metric, names) for level in levels),
-        note="over capacity: the latency only says how long the level was" if over else None,
+        note="; ".join(filter(None, notes)) or None,
         core=True,
     )
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    return f"{row['series']} {'' if row['sure'] else '~'}{milliseconds(row['y'])} at {row['load']}"
+
+
+def _tops(rows: Rows) -> Rows:
+    """The highest point of each load."""
+    tops: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["load"] not in tops or row["y"] > tops[row["load"]]["y"]:
+            tops[row["load"]] = row
+    return list(tops.values())
 
 
 def _edges(rows: Rows) -> tuple[float, float]:
@@ -258,7 +312,7 @@ def _statistics(level: Level, metric: str) -> Iterator[dict[str, Any]]:
                 "series": statistic,
                 "sort": _sort(level),
                 "sure": firm,
-                "over": is_over(level.road),
+                "mark": _mark(level),
                 "load": load_title(level.load),
                 "tip": told(
                     load_title(level.load),

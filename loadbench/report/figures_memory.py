@@ -16,10 +16,11 @@ from loadbench.analysis.words import is_fixed, load_of
 from loadbench.records import load_title
 from loadbench.report import picture
 from loadbench.report.memory import OF
-from loadbench.report.picture import FILLED, MS, Figure, LeftOut, layer, points, told, x_axis, y_axis
+from loadbench.report.picture import MS, Figure, LeftOut, Rows, Spec, key, layer, points, told, x_axis, y_axis
 from loadbench.report.words import NONE, figure, milliseconds, octets
 
 MOST_POINTS = 600  # of a cloud: more are no clearer
+FITTED, HELD = "the fit", "held"
 
 
 def memory_figures(summary: Summary) -> Iterator[Figure | LeftOut]:
@@ -54,37 +55,56 @@ def _memory(
     limit = limit or min((m.limit_bytes for _, m in known if m.limit_bytes), default=None)
     shown_limit = limit is not None and limit < 3 * top
     fitted = [] if found is None else _fitted(found, known, by_tokens)
-    label = f"fit: {_fit_words(found)}" if found is not None and fitted else ""
-    curves = [{"x": x, "y": y, "bound": label} for x, y in sorted(fitted)]
+    curves = [{"x": x, "y": y, "bound": FITTED} for x, y in sorted(fitted)]
     limits = [{"y": limit, "bound": f"limit: {octets(limit)}"}] if shown_limit else []
     limits = [row | {"tip": told(str(row["bound"]))} for row in limits]
-    bounds = [*([label] if curves else []), *(str(row["bound"]) for row in limits)]
+    bounds = [*([FITTED] if curves else []), *(str(row["bound"]) for row in limits)]
     top = max([top, *(y for _, y in fitted), *([limit] if shown_limit and limit else [])]) * 1.06
+    most = max(float(row["x"]) for row in rows)
     x = x_axis(
         "x",
         unit,
-        scale={"zero": True, "nice": True},
+        scale={"domain": [0, 1.03 * most], "nice": False},
         axis={"labelExpr": picture.COUNT, "tickMinStep": 1, "tickCount": 8},
     )
     of = next((OF[memory.of] for _, memory in known if memory.of), "memory")
     y = y_axis("y", scale={"domain": [0, top]}, axis=picture.octet_axis(top))
-    names = list(dict.fromkeys(str(row["series"]) for row in sorted(rows, key=lambda row: row["series"] != "held")))
+    names = list(dict.fromkeys(str(row["series"]) for row in sorted(rows, key=lambda row: row["series"] != HELD)))
     layers = [
         *picture.bounds(curves, [], bounds, x, y),
         *picture.bounds([], limits, bounds, x, y, upright=False),
         *points(rows, x, y, names),
+        *_failed(rows, x, y, most),
     ]
     best = max(rows, key=lambda row: row["y"])
+    said = f"The fit: {_fit_words(found)}." if found is not None and fitted else ""
+    notes = [
+        None if fitted or found is None else f"no fit is drawn: {found.base.not_told or found.per_stream.not_told}",
+        "a peak above the limit: pages of mapped files are resident, and no limit counts them"
+        if any(m.of == "rss" and m.limit_bytes and (m.peak_bytes or 0) > m.limit_bytes for _, m in known)
+        else None,
+    ]
     return Figure(
         name=name,
         section=section,
         title=title,
-        spec=picture.picture(layers, f"most {of}", "filled: high-water mark · hollow: highest of samples"),
-        alt=f"The most was {octets(float(best['y']))}, at {best['load']}. {label}".strip(),
+        spec=picture.picture(layers, f"most {of}", key(rows, "high-water mark", "highest of samples")),
+        alt=f"The most was {octets(float(best['y']))}, at {best['load']}. {said}".strip(),
         headings=("load", "streams", "tokens each", "before", "peak", "by the fit", "limit", "verdict"),
         rows=tuple(_peak_row(level, memory, found) for level, memory in known),
+        note="; ".join(filter(None, notes)) or None,
         core=True,
     )
+
+
+def _failed(rows: Rows, x: Spec, y: Spec, most: float) -> list[Spec]:
+    """The loads that did not hold, by their names beside their points."""
+    layers = []
+    for side, sign in (("right", -1), ("left", 1)):
+        mine = [row for row in rows if row["series"] != HELD and (row["x"] > most / 2) is (side == "right")]
+        mark = {"type": "text", "align": side, "dx": 9 * sign, "dy": -10, "color": picture.BAD, "fontSize": 11.5}
+        layers += [layer(mine, mark, x=x, y=y, text={"field": "load", "type": "nominal"})] if mine else []
+    return layers
 
 
 def _fit_words(found: Memory) -> str:
@@ -120,7 +140,7 @@ def _told_peak(level: Level, memory: LevelMemory, by_tokens: bool) -> dict[str, 
     return {
         "x": _at(memory, by_tokens),
         "y": memory.peak_bytes,
-        "series": memory.verdict.replace("_", " ") if failed else "held",
+        "series": memory.verdict.replace("_", " ") if failed else HELD,
         "sure": memory.exact,
         "load": load_title(level.load),
         "tip": told(
@@ -170,9 +190,7 @@ def _prefill(phases: Phases, run: RunData, title: str, name: str) -> Figure | Le
     tokens, first_ms = tokens[known], first_ms[known]
     if tokens.size < 2 or tokens.min() == tokens.max():
         return LeftOut(section, title, fit.not_told or "all prompts had as many tokens")
-    speed = phases.prefill_tokens_per_s
-    label = f"fit: {milliseconds(fit.fixed_ms)} + 1 s for every {figure(speed)} tokens"
-    curves = _line(fit, float(tokens.min()), float(tokens.max()), label)
+    curves = _line(fit, float(tokens.min()), float(tokens.max()), FITTED)
     order = np.argsort(tokens, kind="stable")
     shown = _thinned(first_ms[order])
     rows = [
@@ -186,7 +204,7 @@ def _prefill(phases: Phases, run: RunData, title: str, name: str) -> Figure | Le
         }
         for place in order[shown].tolist()
     ]
-    x = x_axis("x", "input tokens", scale={"zero": False, "padding": 10})
+    x = x_axis("x", "input tokens", scale={"zero": False, "padding": 10}, axis={"tickCount": 6})
     y = y_axis("y", axis={"labelExpr": MS}, scale={"zero": True})
     dot = {"type": "point", "filled": True, "size": 26, "opacity": 0.6, "color": picture.SERIES[0]}
     parts = np.array_split(np.arange(tokens.size)[order], min(8, tokens.size))
@@ -201,13 +219,13 @@ def _prefill(phases: Phases, run: RunData, title: str, name: str) -> Figure | Le
         section=section,
         title=title,
         spec=picture.picture(
-            [layer(rows, dot, x=x, y=y, tooltip=picture.tip()), *picture.bounds(curves, [], [label], x, y)]
+            [layer(rows, dot, x=x, y=y, tooltip=picture.tip()), *picture.bounds(curves, [], [FITTED], x, y)]
             if curves
             else [layer(rows, dot, x=x, y=y, tooltip=picture.tip())],
             "time to the first token, nothing queueing",
             height=240,
         ),
-        alt=label if curves else f"{tokens.size:,} requests; {why}",
+        alt=_read_at(phases) if curves else f"{tokens.size:,} requests; {why}.",
         headings=("input tokens", "n", "least", "median", "most"),
         rows=tuple(
             (
@@ -219,8 +237,14 @@ def _prefill(phases: Phases, run: RunData, title: str, name: str) -> Figure | Le
             )
             for part in parts
         ),
-        note="; ".join(filter(None, (cut, why))) or None,
+        note=cut,
     )
+
+
+def _read_at(phases: Phases) -> str:
+    fixed_ms = phases.prefill.fixed_ms or 0.0
+    besides = f" and {milliseconds(fixed_ms)} for any prompt" if fixed_ms > 0 else ""
+    return f"The fit: a second for every {figure(phases.prefill_tokens_per_s)} tokens{besides}."
 
 
 def _thinned(values: Any) -> Any:
@@ -254,21 +278,23 @@ def _decode(summary: Summary, phases: Phases, title: str, name: str) -> Figure |
     if len({row["x"] for row in rows}) < 2:
         return LeftOut(section, title, fit.not_told or "TPOT is known at fewer than two numbers of users")
     low, high = min(float(row["x"]) for row in rows), max(float(row["x"]) for row in rows)
-    label = f"fit: {milliseconds(fit.slope_ms)} more for each further user"
-    curves = _line(fit, low, high, label)
-    x = x_axis("x", "users", scale={"zero": False, "padding": 16}, axis={"format": "~g", "tickMinStep": 1})
+    curves = _line(fit, low, high, FITTED)
+    ticks = {"values": sorted({row["x"] for row in rows}), "format": "~g"}
+    x = x_axis("x", "users", scale={"zero": False, "padding": 16, "nice": False}, axis=ticks)
     y = y_axis("y", axis={"labelExpr": MS}, scale={"zero": True})
     return Figure(
         name=name,
         section=section,
         title=title,
         spec=picture.picture(
-            [*(picture.bounds(curves, [], [label], x, y) if curves else []), *points(rows, x, y, ["TPOT p50"])],
+            [*(picture.bounds(curves, [], [FITTED], x, y) if curves else []), *points(rows, x, y, ["TPOT p50"])],
             "time per output token, p50",
-            FILLED,
+            key(rows),
             height=220,
         ),
-        alt=label if curves else f"TPOT p50 at {len(rows)} loads.",
+        alt=f"The fit: {milliseconds(fit.slope_ms)} more for each further user."
+        if curves
+        else f"{milliseconds(rows[0]['y'])} at {rows[0]['x']:g} users, {milliseconds(rows[-1]['y'])} at {high:g}.",
         headings=("load", "n", "TPOT p50", "p95"),
         rows=tuple(
             (load_title(level.load), f"{found.n:,}", milliseconds(found.p50), milliseconds(found.p95))

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from loadbench.analysis.decision import FIGURES, Decision
+from loadbench.analysis.decision import FIGURES, Candidate, Decision
 from loadbench.analysis.metrics import LATENCIES
 from loadbench.analysis.summary import Level, Summary
 from loadbench.records import load_title
 from loadbench.report import decision, picture
 from loadbench.report.escape import plain
-from loadbench.report.picture import FILLED, MS, Figure, LeftOut, Spec, layer, points, told, x_axis
+from loadbench.report.picture import MS, Figure, LeftOut, Spec, key, layer, points, told, x_axis
 from loadbench.report.words import milliseconds
 
 COMPARED = (
@@ -20,6 +20,8 @@ COMPARED = (
     *("quality", "failed_share"),
 )
 ROW_HEIGHT = 26
+LABEL, LETTER = 130, 7  # pixels of a model's name at most, and of a letter of it
+ROOM = 1.5  # times the most on an axis: its value stands beside it
 
 
 def kind_figures(summary: Summary) -> Iterator[Figure | LeftOut]:
@@ -58,9 +60,8 @@ def _kinds(levels: list[Level], title: str, name: str) -> Figure | LeftOut:
     if not rows:
         return LeftOut("Kinds of prompt", title, "too few requests of any kind to tell a median")
     order = list(dict.fromkeys(order))
-    x = x_axis(
-        "x", f"{LATENCIES[metric].title}, {levels[0].headline}", axis={"labelExpr": MS, "grid": True, "tickCount": 6}
-    )
+    above = f"{LATENCIES[metric].title}, {levels[0].headline}"
+    x = x_axis("x", None, axis={"labelExpr": MS, "grid": True, "tickCount": 5})
     y = {"field": "y", "type": "nominal", "scale": {"domain": order}}
     y |= {"axis": {"title": None, "grid": True, "labelLimit": 150, "ticks": False}}
     slowest = max(rows, key=lambda row: float(str(row["x"])))
@@ -68,8 +69,8 @@ def _kinds(levels: list[Level], title: str, name: str) -> Figure | LeftOut:
         name=name,
         section="Kinds of prompt",
         title=title,
-        spec=picture.picture(points(rows, x, y, ["p50", "p95"]), None, FILLED, max(80, ROW_HEIGHT * len(order))),
-        alt=f"The longest wait, {slowest['series']} {milliseconds(float(str(slowest['x'])))}, is of {slowest['y']}.",
+        spec=picture.picture(points(rows, x, y, ["p50", "p95"]), above, key(rows), max(80, ROW_HEIGHT * len(order))),
+        alt=f"The longest: {slowest['series']} {milliseconds(float(str(slowest['x'])))}, of {slowest['y']}.",
         headings=("load", "kind of prompt", "ok", "p50", "p95"),
         rows=tuple(table),
     )
@@ -84,30 +85,13 @@ def model_figures(found: Decision | None) -> Iterator[Figure | LeftOut]:
         return
     names = [plain(one.model) for one in candidates]
     views: list[Spec] = []
+    said: list[str] = []
     for name in COMPARED:
-        rows = []
-        compared = FIGURES[name]
-        for one in candidates:
-            each = getattr(one, name)
-            if each.value is None:
-                continue
-            value, unit = _unit(compared.unit, each.value)
-            reach = each.interval_95
-            row = {"x": value, "y": plain(one.model), "series": plain(one.model), "sure": each.firm is not False}
-            row["tip"] = told(
-                f"{one.model}: {compared.title} {decision.words(compared, each.value, one.currency)}",
-                None
-                if reach is None
-                else f"95 %: {decision.words(compared, reach[0], None)} to {decision.words(compared, reach[1], None)}",
-                None if each.n is None else f"n {each.n:,}",
-                None if each.at is None else f"at {each.at}",
-                each.source,
-            )
-            if reach is not None:
-                row |= {"low": _unit(compared.unit, reach[0])[0], "high": _unit(compared.unit, reach[1])[0]}
-            rows.append(row)
+        rows = [row for one in candidates if (row := _row(one, name)) is not None]
         if len(rows) > 1:
-            views.append(_compared(rows, names, f"{compared.title}{unit}", CRITERION.get(name, "")))
+            unit = _unit(FIGURES[name].unit, 0.0)[1]
+            views.append(_compared(rows, names, f"{FIGURES[name].title}{unit}", CRITERION.get(name, "")))
+            said += [_range(name, rows)] if name in TOLD else []
     if not views:
         yield LeftOut(section, title, "no figure is known of two models")
         return
@@ -116,16 +100,50 @@ def model_figures(found: Decision | None) -> Iterator[Figure | LeftOut]:
         (one.model, *(decision.words(FIGURES[name], getattr(one, name).value, one.currency) for name in COMPARED))
         for one in candidates
     )
-    alt = f"{len(views)} figures of {', '.join(names)}."
-    yield Figure("models", section, title, picture.stack(views), alt, headings, table, "bars: 95 % interval", core=True)
+    note = "bars: 95 % interval; filled: firm; hollow: indicative, on few samples, taken once or in doubt"
+    left = 38 + min(LABEL, LETTER * max(map(len, names)))
+    spec = picture.stack(views, "bounds", usermeta={"left": left})
+    yield Figure("models", section, title, spec, " ".join(said), headings, table, note, core=True)
 
 
+TOLD = ("ttft_p50_ms", "best_tokens_per_s", "memory_loaded_bytes", "quality")  # in the sentence above the picture
 CRITERION = {
     **dict.fromkeys(
         ("ttft_p50_ms", "e2e_p50_ms", "memory_loaded_bytes", "cold_start_ms", "failed_share"), "less is better"
     ),
     **dict.fromkeys(("tokens_per_s", "best_tokens_per_s", "quality"), "more is better"),
 }
+
+
+def _row(one: Candidate, name: str) -> dict[str, Any] | None:
+    """One figure of one model; None where it is not known."""
+    each, compared = getattr(one, name), FIGURES[name]
+    if each.value is None:
+        return None
+    reach, sure = each.interval_95, each.firm is not False
+    value = _unit(compared.unit, each.value)[0]
+    words = f"{'' if sure else '~'}{decision.words(compared, each.value, one.currency)}"
+    row = {"x": value, "y": plain(one.model), "series": plain(one.model), "sure": sure, "words": words}
+    between = None if reach is None else " to ".join(decision.words(compared, end, None) for end in reach)
+    row["tip"] = told(
+        f"{one.model}: {compared.title} {words}",
+        None if between is None else f"95 %: {between}",
+        None if each.n is None else f"n {each.n:,}",
+        None if each.at is None else f"at {each.at}",
+        each.source,
+    )
+    if reach is not None:
+        row |= {"low": _unit(compared.unit, reach[0])[0], "high": _unit(compared.unit, reach[1])[0]}
+    return row
+
+
+def _range(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """From which model to which a figure goes; whether that is more than chance is the ranking's to say."""
+    least, most = min(rows, key=lambda row: row["x"]), max(rows, key=lambda row: row["x"])
+    return (
+        f"{FIGURES[name].title[0].upper()}{FIGURES[name].title[1:]}:"
+        f" from {least['words']} ({least['y']}) to {most['words']} ({most['y']})."
+    )
 
 
 def _unit(unit: str, value: float) -> tuple[float, str]:
@@ -138,13 +156,13 @@ def _compared(rows: list[dict[str, Any]], names: Sequence[str], title: str, bett
     text = f"{title} ({better})" if better else title
     axis = {
         "grid": True,
-        "tickCount": 5,
-        "titleAnchor": "start",
+        "tickCount": 4,
         "labelExpr": picture.COUNT,
     }
-    x = x_axis("x", None, scale={"zero": True, "nice": True}, axis=axis)
+    most = max(row.get("high", row["x"]) for row in rows)
+    x = x_axis("x", None, scale={"domain": [0, ROOM * most or 1], "nice": False}, axis=axis)
     y = {"field": "y", "type": "nominal", "scale": {"domain": list(names)}}
-    y |= {"axis": {"title": None, "labelLimit": 130, "ticks": False, "grid": True, "offset": 8}}
+    y |= {"axis": {"title": None, "labelLimit": LABEL, "ticks": False, "grid": True, "offset": 8}}
     whiskers = [row for row in rows if "low" in row]
     low = x | {"field": "low"}
     colour = picture.coloured("series", names, legend=None)
@@ -154,4 +172,7 @@ def _compared(rows: list[dict[str, Any]], names: Sequence[str], title: str, bett
             if channel in mark["encoding"]:
                 mark["encoding"][channel] = mark["encoding"][channel] | {"legend": None}
     layers = [layer(whiskers, "rule", x=low, x2={"field": "high"}, y=y, color=colour)] if whiskers else []
-    return picture.view([*layers, *marks], text, height=ROW_HEIGHT * len(names))
+    beside = [row | {"end": row.get("high", row["x"])} for row in rows]
+    mark = {"type": "text", "align": "left", "dx": 10, "color": picture.INK, "fontSize": 11.5}
+    words = layer(beside, mark, x=x | {"field": "end"}, y=y, text={"field": "words", "type": "nominal"})
+    return picture.view([*layers, *marks, words], text, height=ROW_HEIGHT * len(names))

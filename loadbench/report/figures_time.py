@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from loadbench.analysis.metrics import LATENCIES
-from loadbench.analysis.road import is_over
-from loadbench.analysis.summary import ClosedLoad, Summary
+from loadbench.analysis.summary import Summary
 from loadbench.analysis.timeline import GIVEN_UP, Bin, Timeline
-from loadbench.analysis.words import is_fixed, load_of
 from loadbench.records import load_title
 from loadbench.report import picture
 from loadbench.report.escape import plain
+from loadbench.report.figures_strip import strip
 from loadbench.report.memory import OF
-from loadbench.report.picture import CLOCK, MS, Figure, LeftOut, Spec, layer, tip, told, x_axis, y_axis
+from loadbench.report.picture import CLOCK, MS, Figure, LeftOut, Rows, Spec, layer, tip, told, x_axis, y_axis
 from loadbench.report.words import clock, count, figure, milliseconds, octets, share
 
 SECTION = "Over time"
-PANEL, STRIP = 110, 34  # pixels
-LEAST_WIDTH = 0.03  # of the axis: a narrower level has no name on its strip
+PANEL = 110  # pixels
 MOST_ROWS = 40  # of the table: bins that follow one another are put together until they fit
-ROW = {"load": picture.SERIES[0], "warm-up": picture.SERIES[4], "drain": picture.GRID}
-WORDS = {"load": "load", "warm-up": "warm-up, left out", "drain": "drain"}
+MOST_TICKS = 8
+TICKS_S = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 
 
 def time_figures(summary: Summary, line: Timeline) -> Iterator[Figure | LeftOut]:
@@ -37,89 +38,116 @@ def _requests(summary: Summary, line: Timeline) -> Figure | LeftOut:
     title = "What happened when?"
     if not (line.ttft or line.e2e or line.failed or line.in_flight):
         return LeftOut(SECTION, title, "no request was sent in any level")
-    x = _axis(line)
+    x, died = _axis(line), _died(summary, line)
+    lines, limit = _lines(line, x, died), _limit(summary, line)
     first = ("ttft", line.ttft) if line.ttft else ("e2e", line.e2e)
-    views = [_phases(summary, line, x)]
+    views = [strip(summary, line, x)]
     if first[1]:
-        views.append(_banded(first[1], x, line, f"{LATENCIES[first[0]].title}, service", milliseconds, 0, MS))
+        views.append(
+            _banded(first[1], line, f"{LATENCIES[first[0]].title}, service", milliseconds, 0, MS).view(x, lines)
+        )
     if line.tpot:
-        views.append(_banded(line.tpot, x, line, "TPOT", milliseconds, 1, MS))
+        views.append(_banded(line.tpot, line, "TPOT", milliseconds, 1, MS).view(x, lines))
     if line.failed:
-        views.append(_failures(line, x))
-    views.append(_banded(line.in_flight, x, line, "requests in flight", figure, 2, mean=True))
+        views.append(_failures(line, x, lines))
+    views.append(_banded(line.in_flight, line, "requests in flight", figure, 2, mean=True).view(x, lines))
     if line.memory:
-        of = f"the target's {OF.get(line.of or '', 'memory')}"
-        views.append(_banded(line.memory, x, line, of, octets, 3))
-    absent = [name for name, bins in (("TTFT and TPOT", line.ttft), ("memory", line.memory)) if not bins]
+        of = f"target: {OF.get(line.of or '', 'memory')}"
+        panel = _banded(line.memory, line, of, octets, 3, limit=limit)
+        views.append(panel.view(x, lines))
     failed = sum(one.n for one in line.failed if one.outcome != GIVEN_UP)
     slowest = max(first[1], key=lambda bin_: bin_.most, default=None)
     alt = f"{count(failed, 'request')} failed." if failed else "No request failed."
     if slowest is not None:
         name = LATENCIES[first[0]].title
         alt = f"The slowest {name}, {milliseconds(slowest.most)}, was at {clock(slowest.start_s)}. {alt}"
+    alt += "".join(f" At {clock(at_s)} the target failed: {state}." for at_s, state in died)
     headings, rows = _table(line, first[0], first[1])
-    note = f"bins of {line.step_s:g} s: the band is from the least to the most in each, the line its median"
-    note += "; in flight: its mean" + (f"; not drawn, because there is none: {', '.join(absent)}" if absent else "")
-    return Figure("over-time", SECTION, title, picture.stack(views), alt, headings, rows, note, core=True)
+    return Figure(
+        "over-time",
+        SECTION,
+        title,
+        picture.stack(views),
+        alt,
+        headings,
+        rows,
+        _note(line, bool(died), limit),
+        core=True,
+    )
+
+
+def _note(line: Timeline, died: bool, limit: float | None) -> str:
+    absent = [name for name, bins in (("TTFT and TPOT", line.ttft), ("memory", line.memory)) if not bins]
+    parts = (
+        f"bins of {line.step_s:g} s: the band is from the least to the most in each, the line its median; in flight: "
+        "its mean",
+        "latencies are of requests that succeeded, at when they were due" if line.failed else None,
+        "grey lines: a level begins",
+        "red line: the target fails" if died else None,
+        None if limit is None else f"dashed: the target's limit, {octets(limit)}",
+        f"not drawn, because there is none: {', '.join(absent)}" if absent else None,
+    )
+    return "; ".join(filter(None, parts))
+
+
+def _died(summary: Summary, line: Timeline) -> list[tuple[float, str]]:
+    """When the target failed, to a bin: at the first request that it took with it, else at the end of the level."""
+    moments = []
+    for recovery in summary.recoveries:
+        parts = [phase for phase in line.phases if phase.level == recovery.level]
+        if parts:
+            start_s, end_s = parts[0].start_s, parts[-1].end_s
+            lost = [one.start_s for one in line.failed if one.outcome != GIVEN_UP and start_s <= one.end_s <= end_s + 1]
+            moments.append((min([*lost, end_s]), recovery.state.replace("_", " ")))
+    return moments
+
+
+def _limit(summary: Summary, line: Timeline) -> float | None:
+    """The limit of the memory that is drawn, where it is not far above it."""
+    limits = [level.memory.limit_bytes for level in summary.levels if level.memory and level.memory.limit_bytes]
+    top = max((bin_.most for bin_ in line.memory), default=0.0)
+    return min(limits) if limits and min(limits) < 3 * top else None
 
 
 def _axis(line: Timeline) -> Spec:
     start_s = min([phase.start_s for phase in line.phases], default=0.0)
-    domain = [start_s, max(line.end_s, start_s + line.step_s)]
-    scale = {"domain": domain, "nice": False}
-    return x_axis("x", None, scale=scale, axis={"labelExpr": CLOCK, "tickCount": 8, "labelFlush": True})
+    end_s = max(line.end_s, start_s + line.step_s)
+    step_s = next((step for step in TICKS_S if (end_s - start_s) / step <= MOST_TICKS), TICKS_S[-1])
+    ticks = [number * step_s for number in range(math.ceil(start_s / step_s), math.floor(end_s / step_s) + 1)]
+    scale = {"domain": [start_s, end_s], "nice": False}
+    return x_axis("x", None, scale=scale, axis={"labelExpr": CLOCK, "values": ticks, "labelFlush": True})
 
 
-def _phases(summary: Summary, line: Timeline, x: Spec) -> Spec:
-    """A strip with the levels: load, warm-up that was left out, drain; the load of each where there is room for it."""
-    levels = {level.index: level for level in summary.levels}
-    rows, names = [], []
-    domain = x["scale"]["domain"]
-    for phase in line.phases:
-        level = levels.get(phase.level)
-        title = load_title(level.load) if level else f"level {phase.level}"
-        row = {"x": phase.start_s, "x2": phase.end_s, "phase": WORDS[phase.name]}
-        row["tip"] = told(
-            f"level {phase.level}: {title}",
-            f"{WORDS[phase.name]}, {clock(phase.start_s)} to {clock(phase.end_s)}",
-            level.model if level else None,
-            "over capacity" if level and is_over(level.road) else None,
-        )
-        rows.append(row)
-        wide = (phase.end_s - phase.start_s) / (domain[1] - domain[0])
-        if phase.name == "load" and level and wide >= LEAST_WIDTH:
-            short = f"{load_of(level):g}" if is_fixed(level) else "~"
-            names.append({"x": (phase.start_s + phase.end_s) / 2, "name": short})
-    closed = {isinstance(level.load, ClosedLoad) for level in summary.levels}
-    unit = "users" if closed == {True} else "requests/s" if closed == {False} else "users, then requests/s"
-    domain_names = [WORDS[name] for name in ROW if any(row["phase"] == WORDS[name] for row in rows)]
-    colours = [ROW[name] for name in ROW if WORDS[name] in domain_names]
-    colour = {
-        "field": "phase",
-        "type": "nominal",
-        "scale": {"domain": domain_names, "range": colours},
-        "legend": {"title": None},
-    }
-    place = {"field": "y", "type": "nominal", "axis": None}
-    every = [row | {"y": ""} for row in rows]
-    mark = {"type": "bar", "stroke": picture.PAPER, "strokeWidth": 1, "height": {"band": 1}, "opacity": 0.85}
-    x = x | {"axis": None}
-    layers = [
-        layer(every, mark, x=x, x2={"field": "x2"}, y=place, color=colour, tooltip=tip()),
-        layer(
-            [name | {"y": ""} for name in names],
-            {"type": "text", "color": "#ffffff", "fontWeight": "bold", "fontSize": 11},
-            x=x,
-            y=place,
-            text={"field": "name", "type": "nominal"},
-        ),
-    ]
-    return picture.view(layers, f"load, in {unit}", height=STRIP - 10)
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One quantity over time as bins: its rows, its y axis and its colour."""
+
+    rows: Rows
+    y: Spec
+    title: str
+    colour: str
+
+    limit: float | None = None
+
+    def view(self, x: Spec, lines: Sequence[Spec], height: int = PANEL) -> Spec:
+        """On ``lines``, which all panels share; ``limit`` is a line across it."""
+        hue, y = {"value": self.colour}, self.y
+        detail = {"field": "part", "type": "nominal"}
+        thin = {"type": "rule", "strokeWidth": 2.4, "opacity": 0.45}
+        dot = {"type": "point", "filled": True, "size": 16, "opacity": 1}
+        dashed = {"type": "rule", "color": picture.BAD, "strokeDash": [4, 3], "strokeWidth": 1.4}
+        layers = [
+            *lines,
+            *([] if self.limit is None else [layer([{"y": self.limit}], dashed, y=y)]),
+            layer(self.rows, thin, x=x, y=y | {"field": "low"}, y2={"field": "high"}, color=hue),
+            layer(self.rows, {"type": "line", "strokeWidth": 1.8}, x=x, y=y, color=hue, detail=detail),
+            layer(self.rows, dot, x=x, y=y, color=hue, tooltip=tip()),
+        ]
+        return picture.view(layers, f"{self.title} (log)" if picture.is_log(y) else self.title, height=height)
 
 
 def _banded(
     bins: Sequence[Bin],
-    x: Spec,
     line: Timeline,
     title: str,
     show: Callable[[float | None], str],
@@ -127,8 +155,8 @@ def _banded(
     labels: str | None = None,
     *,
     mean: bool = False,
-    height: int = PANEL,
-) -> Spec:
+    limit: float | None = None,
+) -> Panel:
     """The band from the least to the most of each bin, and a line through its median; broken where there is nothing."""
     middle = "mean" if mean else "median"
     rows: list[dict[str, Any]] = []
@@ -140,7 +168,7 @@ def _banded(
         last_s = bin_.start_s
         rows.append(
             {
-                "x": (bin_.start_s + bin_.end_s) / 2,
+                "x": max((bin_.start_s + bin_.end_s) / 2, *starts_s[:1]),
                 "low": bin_.least,
                 "y": bin_.median,
                 "high": bin_.most,
@@ -153,42 +181,26 @@ def _banded(
                 ),
             }
         )
-    top = max(bin_.most for bin_ in bins)
+    top = max([bin_.most for bin_ in bins] + ([limit] if limit else []))
     axis: Spec = {"labelExpr": labels} if labels else {}
     if show is octets:
         axis = picture.octet_axis(top)
     y = y_axis("y", scale={"domain": [0, 1.08 * top or 1]}, axis={"tickCount": 4} | axis)
     if labels == MS:
         y = picture.latency_axis("y", [bin_.least for bin_ in bins] + [top], ticks=4)
-    hue = {"value": picture.SERIES[colour]}
-    detail = {"field": "part", "type": "nominal"}
-    thin = {"type": "rule", "strokeWidth": 2.4, "opacity": 0.45}
-    return picture.view(
-        [
-            *_borders(line, x),
-            layer(rows, thin, x=x, y=y | {"field": "low"}, y2={"field": "high"}, color=hue),
-            layer(rows, {"type": "line", "strokeWidth": 1.8}, x=x, y=y, color=hue, detail=detail),
-            layer(
-                rows,
-                {"type": "point", "filled": True, "size": 16, "opacity": 1},
-                x=x,
-                y=y,
-                color=hue,
-                tooltip=tip(),
-            ),
-        ],
-        f"{title} (log)" if picture.is_log(y) else title,
-        height=height,
-    )
+    return Panel(rows, y, title, picture.SERIES[colour], limit)
 
 
-def _borders(line: Timeline, x: Spec) -> list[Spec]:
+def _lines(line: Timeline, x: Spec, died: Sequence[tuple[float, str]]) -> list[Spec]:
+    """What goes through all panels: where levels begin, and where the target failed."""
     starts = {phase.level: phase.start_s for phase in reversed(line.phases)}
-    rows = [{"x": start_s} for start_s in starts.values()]
-    return [layer(rows, {"type": "rule", "color": picture.GRID}, x=x)] if rows else []
+    begun, ended = [{"x": start_s} for start_s in starts.values()], [{"x": at_s} for at_s, _ in died]
+    lines = [layer(begun, {"type": "rule", "color": picture.GRID}, x=x)] if begun else []
+    red = {"type": "rule", "color": picture.BAD, "strokeWidth": 1.6}
+    return [*lines, *([layer(ended, red, x=x)] if ended else [])]
 
 
-def _failures(line: Timeline, x: Spec) -> Spec:
+def _failures(line: Timeline, x: Spec, lines: Sequence[Spec]) -> Spec:
     outcomes = list(dict.fromkeys(failed.outcome for failed in line.failed))
     below: Counter[float] = Counter()
     rows = []
@@ -198,11 +210,12 @@ def _failures(line: Timeline, x: Spec) -> Spec:
         place = {"x": failed.start_s, "x2": failed.end_s, "n": base + failed.n, "n0": base, "outcome": name}
         rows.append(place | {"tip": told(clock(failed.start_s), f"{failed.n:,} {name}")})
     names = [plain(outcome.replace("_", " ")) for outcome in outcomes]
-    colours = [picture.BAD, *picture.SERIES[3:], *picture.SERIES[:3]]
+    others = cycle([picture.BAD, *(picture.SERIES[place] for place in (4, 0, 2, 3, 5))])
+    colours = [picture.MUTED if outcome == GIVEN_UP else next(others) for outcome in outcomes]
     colour = {
         "field": "outcome",
         "type": "nominal",
-        "scale": {"domain": names, "range": [colours[place % len(colours)] for place in range(len(names))]},
+        "scale": {"domain": names, "range": colours},
         "legend": {"title": None},
     }
     most = max(below.values())
@@ -210,8 +223,8 @@ def _failures(line: Timeline, x: Spec) -> Spec:
     ends = {"x2": {"field": "x2"}, "y2": {"field": "n0"}}
     bars = layer(rows, {"type": "rect", "minWidth": 3}, x=x, y=y, color=colour, tooltip=tip(), **ends)
     return picture.view(
-        [*_borders(line, x), bars],
-        "failed requests" + (" and those given up as planned" if GIVEN_UP in outcomes else ""),
+        [*lines, bars],
+        "failed requests" + (", and given up as planned" if GIVEN_UP in outcomes else ""),
         height=PANEL - 40,
     )
 
@@ -267,13 +280,16 @@ def _client(summary: Summary, line: Timeline) -> Figure | LeftOut:
         because = "no ticks of one process were recorded: several workers keep their own, and the table has their worst"
         return LeftOut(section, title, because)
     x = _axis(line)
+    lines = _lines(line, x, _died(summary, line))
     panels = (
         (line.lag, "event loop late by at most", milliseconds, 1, MS),
         (line.cpu, "CPU of our process, of one core", share, 0, "format(datum.value, '.0%')"),
         (line.rss, "memory of our process", octets, 3, None),
     )
     views = [
-        _banded(bins, x, line, name, show, hue, labels, height=84) for bins, name, show, hue, labels in panels if bins
+        _banded(bins, line, name, show, hue, labels).view(x, lines, height=84)
+        for bins, name, show, hue, labels in panels
+        if bins
     ]
     rows = []
     for level in summary.levels:
@@ -305,4 +321,5 @@ def _client(summary: Summary, line: Timeline) -> Figure | LeftOut:
         "steal",
         "of ceiling",
     )
-    return Figure("client", section, title, picture.stack(views), alt, headings, tuple(rows), None)
+    note = "grey lines: a level begins"
+    return Figure("client", section, title, picture.stack(views), alt, headings, tuple(rows), note)

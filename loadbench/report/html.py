@@ -6,19 +6,27 @@ The shell, the policy and the escaping are ``page``'s; the pictures ``figures``'
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
+from loadbench.analysis.assertion import WHOLE_SLO
 from loadbench.analysis.metrics import METRICS
 from loadbench.analysis.rundir import RunData
 from loadbench.analysis.summary import Caution, Summary
-from loadbench.report import content, decision, determinism, findings, memory, quality
+from loadbench.report import content, decision, determinism, findings, gates, memory, quality
 from loadbench.report.escape import plain
 from loadbench.report.markdown import PRIVATE, scenario_text
 from loadbench.report.page import Section, grid, listed, more, page, pairs, pointing, shown, tables, text
 from loadbench.report.page import findings as found_tables
 from loadbench.report.picture import Figure, LeftOut
+from loadbench.report.words import count
 
+SIGNS = {"fail": ("✗", "bad"), "invalid": ("?", "doubt"), "undecided": ("?", "doubt"), "pass": ("✓", "good")}
+"""Of each result its sign and colour, the worst first."""
+ENDED = {"fail": "failed", "invalid": "invalid"}
+LAST = ("Asserted, ", "Bear in mind")  # what is said of all models
+MOST_PLACES = 4  # of a caution on the first screen; its reasons have them all
 BADGES = {"pass": ("good", "✓ SLO held"), "fail": ("bad", "✗ SLO missed"), "undecided": ("doubt", "? SLO undecided")}
 
 
@@ -62,13 +70,73 @@ def _verdict(summary: Summary, levels: set[int]) -> str:
     if summary.verdict.target is not None:
         healthy = summary.verdict.target == "healthy"
         badges.append(("good" if healthy else "bad", f"target {summary.verdict.target.replace('_', ' ')}"))
+    badges += _gate_badge(summary)
     marks = "".join(f'<li class="{kind}">{text(word)}</li>' for kind, word in badges)
-    told = [pointing(sentence, levels) for sentence in _sentences(summary)]
-    lines = [f'<p class="lead">{" ".join(told[:2])}</p>', *(f"<p>{sentence}</p>" for sentence in told[2:])]
+    lead, *others = [" ".join(_marked(sentence, levels) for sentence in each) for each in _paragraphs(summary)]
+    lines = [f'<p class="lead">{lead}</p>', *(f"<p>{paragraph}</p>" for paragraph in others)]
     return (
-        f'<div class="verdict"><ul class="badges">{marks}</ul>{"".join(lines)}'
-        f"{pairs(_subject(summary))}{_doubts(summary)}</div>"
+        f'<div class="verdict split"><div><ul class="badges">{marks}</ul>{"".join(lines)}</div>'
+        f"<div>{_promises(summary)}{pairs(_subject(summary))}{_doubts(summary)}</div></div>"
     )
+
+
+def _marked(sentence: str, levels: set[int]) -> str:
+    """With links to the levels that it names, and settings in the face of code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", pointing(sentence, levels))
+
+
+def _gate_badge(summary: Summary) -> Iterator[tuple[str, str]]:
+    """What came of all that was asserted; a miss comes before what could not be told, as in the exit code."""
+    asserted = gates.results(summary)
+    worst = Counter(next(result for result in SIGNS if result in told) for told in asserted.values())
+    for result in ("fail", "invalid"):
+        if worst[result]:
+            sign, kind = SIGNS[result]
+            yield kind, f"{sign} {worst[result]} of {count(len(asserted), 'gate')} {ENDED[result]}"
+            return
+    if asserted:
+        yield "good", f"✓ {count(len(asserted), 'gate')} passed"
+
+
+def _promises(summary: Summary) -> str:
+    """Every clause of the SLO and every gate: where it passed, failed or could not be told; by what value behind it."""
+    whole = any(gate.asserted == WHOLE_SLO for gate in summary.gates)  # then its clauses are among the gates
+    slo = {} if whole else content.slo_results(summary)
+    asserted = gates.results(summary)
+    lines = dict(content.slo_lines(summary)), dict(gates.lines(summary))
+    made = [_promise(f"SLO {clause}", told, lines[0][clause], summary) for clause, told in slo.items()]
+    made += [_promise(f"gate {title}", told, lines[1][title], summary) for title, told in asserted.items()]
+    made = made or ['<li class="doubt">SLO: none was given</li>']
+    return f'<ul class="promises" aria-label="SLO and gates">{"".join(made)}</ul>'
+
+
+def _promise(name: str, told: Mapping[str, Sequence[tuple[str, str]]], line: str, summary: Summary) -> str:
+    parts: list[str] = []
+    for result, (sign, kind) in SIGNS.items():
+        if result in told:
+            places = [where for where, _ in told[result] if where]
+            where = _where(places, summary) if places else told[result][0][1]
+            where = f"at {len(places)} more" if parts and result == "pass" else where
+            parts.append(f'<b class="{kind}">{sign} {result}</b> {text(where, 400)}')
+    worst = next(kind for result, (_, kind) in SIGNS.items() if result in told)
+    return (
+        f'<li class="{worst}"><details><summary>{text(name)}: <span>{"; ".join(parts)}</span></summary>'
+        f"<p>{text(line, 10_000)}</p></details></li>"
+    )
+
+
+def _paragraphs(summary: Summary) -> list[list[str]]:
+    """One lead, then a line each; of several models the sentences about each together."""
+    sentences = _sentences(summary)
+    names = tuple(f"{plain(model.id or model.asked)} on " for model in summary.models)
+    if len(names) < 2:
+        return [sentences[:2], *([sentence] for sentence in sentences[2:])]
+    made: list[list[str]] = []
+    for sentence in sentences:
+        if not made or sentence.startswith((*names, *LAST)):
+            made.append([])
+        made[-1].append(sentence)
+    return made
 
 
 def _sentences(summary: Summary) -> list[str]:
@@ -84,11 +152,6 @@ def _subject(summary: Summary) -> Iterator[tuple[str, str]]:
     yield "endpoint", content.endpoint_line(summary)
     for model in summary.models:
         yield "model", content.model_line(model)
-    slo = content.slo_lines(summary)
-    for clause, result in slo:
-        yield f"SLO: {clause}", result
-    if not slo:
-        yield "SLO", "none was given"
 
 
 def _doubts(summary: Summary) -> str:
@@ -97,13 +160,20 @@ def _doubts(summary: Summary) -> str:
     for kind, sorts in zip(("failure", "caution"), content.doubts(summary), strict=True):
         for cautions in sorts:
             places = list(dict.fromkeys(caution.place for caution in cautions if caution.place != "run"))
-            where = f"at {', '.join(places)}" if places else cautions[0].reason
+            where = _where(places, summary) if places else cautions[0].reason
             reasons = "".join(f"<p>{text(_reason(caution))}</p>" for caution in cautions)
             made.append(
                 f'<li class="{kind}"><details><summary><strong>{text(cautions[0].about.replace("_", " "))}</strong> '
                 f"{text(where, 400)}</summary>{reasons}</details></li>"
             )
     return f'<ul class="cautions" aria-label="Failures and cautions">{"".join(made)}</ul>' if made else ""
+
+
+def _where(places: Sequence[str], summary: Summary) -> str:
+    if len(places) > 1 and len(places) == len({content.place(summary, level) for level in summary.levels}):
+        return "on every level"
+    more = f" and {len(places) - MOST_PLACES} more" if len(places) > MOST_PLACES + 1 else ""
+    return f"at {', '.join(places[:MOST_PLACES] if more else places)}{more}"
 
 
 def _reason(caution: Caution) -> str:
@@ -129,7 +199,7 @@ def _models(summary: Summary, picture: str) -> str:
 
 
 def _levels(summary: Summary) -> str:
-    found = content.level_tables(summary)
+    found = [*content.level_tables(summary), *content.endpoint_tables(summary)]
     left_out = listed(f"not run: {line}" for line in findings.not_run(summary))
     return f"<h3>Level by level</h3>{tables(found)}{listed(content.footnotes(found))}{left_out}" if found else left_out
 
@@ -180,8 +250,9 @@ def _evidence(summary: Summary, levels: set[int]) -> str:
 
 
 def _client(summary: Summary) -> str:
-    line = content.client(summary)
-    return f"<p>At its worst: {text(line)}.</p>" if line else ""
+    line, cluster = content.client(summary), content.cluster(summary)
+    told = f"<p>At its worst: {text(line)}.</p>" if line else ""
+    return told + (f"<p>{text(cluster[:1].upper() + cluster[1:], 10_000)}.</p>" if cluster else "")
 
 
 def _circumstances(summary: Summary, run: RunData) -> str:

@@ -22,20 +22,41 @@ function tooltip(_, event, item, value) {
   tip.style.top = (below + box.height > window.innerHeight ? event.clientY - box.height - 12 : below) + "px";
 }
 
+function named(row, room) {
+  if (row.room === undefined || room >= 7 * row.name.length) return [row];
+  if (row.short && room >= 7 * row.short.length) return [{ ...row, name: row.short }];
+  const letters = Math.floor(room / 7) - 1; // of a model's name some say which; a load's number is whole or not there
+  return letters < 5 || row.y !== "model" ? [] : [{ ...row, name: row.name.slice(0, letters) + "…" }];
+}
+
+// As many columns of a legend as its longest name lets stand beside each other.
+function columns(spec, width) {
+  const names = JSON.stringify(spec).matchAll(/"domain":(\["[^\]]*"\])/g);
+  const longest = Math.max(1, ...[...names].flatMap((found) => JSON.parse(found[1]).map((name) => name.length)));
+  return Math.max(1, Math.min(6, Math.floor((width - 70) / (7.5 * longest + 44))));
+}
+
 function fitted(text, width) {
   const spec = JSON.parse(text);
   const narrow = width < 560;
   if (spec.vconcat) {
     // Views below one another share their left edge, so the room for labels is set and not measured.
-    const left = spec.usermeta?.left ?? 50;
-    for (const view of spec.vconcat) view.width = Math.max(120, width - left - 16);
+    const left = spec.usermeta?.left ?? 56;
+    for (const view of spec.vconcat) {
+      view.width = Math.max(120, width - left - 16);
+      if (view.title) view.title.limit = view.title.frame === "group" ? view.width : width - 16;
+      // A name in a strip, whose `room` is its share of the width, is shortened or left out: 7 pixels a letter.
+      for (const layer of view.layer) {
+        layer.data.values = layer.data.values.flatMap((row) => named(row, row.room * view.width));
+      }
+    }
   } else {
     spec.width = width;
     if (narrow && spec.title?.subtitle) spec.title.subtitle = spec.title.subtitle.split(" · ");
     spec.autosize = { type: "fit-x", contains: "padding" };
   }
-  const legend = { ...config.legend, columns: narrow ? 1 : 4, labelLimit: Math.min(440, width - 100) };
-  if (narrow) legend.layout = { top: { anchor: "start", direction: "vertical", bounds: "flush" } };
+  const legend = { ...config.legend, columns: columns(spec, width), labelLimit: Math.min(440, width - 100) };
+  if (narrow) legend.layout = { top: { anchor: "start", direction: "vertical", bounds: "flush", margin: 4 } };
   const axis = { ...config.axis, titleLimit: width - 40 };
   return { ...spec, config: { ...config, legend, axis } };
 }

@@ -25,6 +25,7 @@ from loadbench.report.findings import Finding
 from loadbench.report.picture import Figure, LeftOut
 
 HERE = Path(__file__).parent
+MOST_STACKED = 5  # columns of a table with sentences, whose rows are lists on a narrow screen
 NO_PICTURES = f"Pictures are left out: {plots.MISSING}. Their numbers are in the tables."
 
 
@@ -131,21 +132,28 @@ def grid(
     """A table that scrolls by itself. Columns of words begin at the left; ``made``: cells are HTML already."""
     rows = [list(row) for row in rows]
     words = {place for place in range(len(headings)) if _is_words(row[place] for row in rows if place < len(row))}
+    lines, stacked = [], bool(words) and len(headings) <= MOST_STACKED
+    words -= set() if stacked else {0}  # what a row is named by stays as narrow as it can be
     side = [' class="w"' if place in words else ' class="l"' if place in left else "" for place in range(len(headings))]
     head = "".join(f'<th scope="col"{side[place]}>{text(name)}</th>' for place, name in enumerate(headings))
-    lines = []
+    look = ' class="stacked"' if stacked else ""
     for number, row in enumerate(rows):
         anchor = f' id="{anchors[number]}"' if number < len(anchors) else ""
         cells = [
-            f"<{begin}{side[place]}>{cell if made else text(cell)}</{end}>"
+            f"<{begin}{side[place]}{_named(headings, place, stacked)}>{cell if made else text(cell)}</{end}>"
             for place, cell in enumerate(row)
             for begin, end in [('th scope="row"', "th") if not place else ("td", "td")]
         ]
         lines.append(f"<tr{anchor}>{''.join(cells)}</tr>")
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table><caption>{text(caption)}'
-        f"</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}">'
+        f"<table{look}><caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _named(headings: Sequence[str], place: int, stacked: bool) -> str:
+    """The heading again, for a narrow screen that has each row's cells below one another."""
+    return f' data-of="{text(headings[place])}"' if stacked and 0 < place < len(headings) else ""
 
 
 def _is_words(cells: Iterable[str]) -> bool:

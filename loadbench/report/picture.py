@@ -19,7 +19,7 @@ Spec = dict[str, Any]
 Rows = Sequence[dict[str, Any]]
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # names the grammar; nothing fetches it
-INK, MUTED, GRID, PAPER, BAD = (f"var(--{name})" for name in ("ink", "muted", "grid", "paper", "bad"))
+INK, MUTED, GRID, DRAIN, PAPER, BAD = (f"var(--{name})" for name in ("ink", "muted", "grid", "drain", "paper", "bad"))
 SERIES = tuple(f"var(--s{number})" for number in range(6))
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 MOST_SERIES = len(SERIES)
@@ -27,6 +27,7 @@ LIGHT = {
     "ink": "#1b1f24",
     "muted": "#57606a",
     "grid": "#e3e6ea",
+    "drain": "#c3c9d0",
     "paper": "#ffffff",
     "bad": "#c0392b",
     "s0": "#0072b2",
@@ -38,6 +39,7 @@ LIGHT = {
 }
 """Okabe and Ito, Color Universal Design (2008): told apart by people who see red or green less; s3 darker for white
 paper. ``page.css`` has them for the page, and others of the same eight for dark."""
+LETTER = 7.0  # pixels of a letter of a strip
 STEEP = 40.0  # times from the least value of an axis to the most: beyond, a logarithm
 
 MS = (
@@ -81,7 +83,14 @@ class LeftOut:
     because: str
 
 
-FILLED = "filled: firm · hollow: indicative, on few samples"
+FIRM, INDICATIVE = "firm", "indicative, on few samples"
+
+
+def key(rows: Rows, filled: str = FIRM, hollow: str = INDICATIVE) -> str:
+    """How the points of these rows are to be read, as far as there are such."""
+    sure = {bool(row["sure"]) for row in rows}
+    words = (f"filled: {filled}" if True in sure else "", f"hollow: {hollow}" if False in sure else "")
+    return " · ".join(filter(None, words))
 
 
 def picture(layers: Sequence[Spec], above: str | None = None, below: str | None = None, height: int = 280) -> Spec:
@@ -97,15 +106,38 @@ def view(layers: Sequence[Spec], above: str | None = None, below: str | None = N
     return made
 
 
-def stack(views: Sequence[Spec], **more: Any) -> Spec:
-    """Views below one another, each as wide as there is room."""
+def stack(views: Sequence[Spec], frame: str = "group", **more: Any) -> Spec:
+    """Views below one another, each as wide as there is room; their titles begin where their axes do, or labels."""
+    made = [{**view, "title": {**view["title"], "frame": frame}} if "title" in view else view for view in views]
     return {
         "$schema": SCHEMA,
-        "vconcat": list(views),
+        "vconcat": made,
         "spacing": 14,
         "resolve": {"scale": {"color": "independent"}},
         **more,
     }
+
+
+def fitting(spec: Spec, width: float = 720) -> Spec:
+    """The stack with names that have room: else with their ``short`` ones, or none. ``room`` is a share of the width.
+
+    ``page.js`` does the same for the page.
+    """
+
+    def fitted(row: dict[str, Any]) -> Rows:
+        if "room" not in row:
+            return [row]
+        names = (row["name"], row.get("short", ""))
+        return [row | {"name": name} for name in names if row["room"] * width >= LETTER * len(name)][:1]
+
+    def of(layers: list[Spec]) -> list[Spec]:
+        return [
+            each | {"data": {"values": [new for row in each["data"]["values"] for new in fitted(row)]}}
+            for each in layers
+        ]
+
+    views = [view | {"layer": of(view["layer"])} for view in spec.get("vconcat", ())]
+    return spec | {"vconcat": views} if views else spec
 
 
 def layer(rows: Rows, mark: Spec | str, **encoding: Any) -> Spec:

@@ -13,7 +13,7 @@ from typing import Any
 
 from loadbench.errors import UsageError
 from loadbench.files import write_whole
-from loadbench.report.picture import LIGHT, Spec
+from loadbench.report.picture import LIGHT, Spec, fitting
 
 PACKAGE = "vl-convert-python"
 MISSING = f"the package {PACKAGE} cannot be imported here"
@@ -55,7 +55,8 @@ def svg(spec: Spec, name: str) -> str:
     except ImportError as error:
         raise UsageError(f"--figures: expected the package {PACKAGE}, found none ({error})") from error
     look = config() | {"background": "#ffffff", "padding": 12}
-    made: str = vl_convert.vegalite_to_svg(coloured(spec | {"description": name}), vl_version=VEGALITE, config=look)
+    drawn = coloured(fitting(spec) | {"description": name})
+    made: str = vl_convert.vegalite_to_svg(drawn, vl_version=VEGALITE, config=look)
     return made
 
 
@@ -86,6 +87,7 @@ def config(*, themed: bool = False) -> Spec:
             "titleFontSize": 12.5,
             "titleFontWeight": 500,
             "labelOverlap": "greedy",
+            "labelSeparation": 6,
         },
         "axisY": {"domain": False, "ticks": False, "minExtent": 44, "labelLimit": 130},
         "legend": {
@@ -100,7 +102,7 @@ def config(*, themed: bool = False) -> Spec:
             "symbolStrokeWidth": 2,
             "symbolBaseFillColor": "transparent",
             "symbolBaseStrokeColor": "var(--ink)",
-            "layout": {"bounds": "flush"},
+            "layout": {"bounds": "flush", "top": {"anchor": "start", "direction": "horizontal", "margin": 22}},
         },
         "title": {
             "anchor": "start",
