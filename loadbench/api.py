@@ -40,7 +40,8 @@ class Samples:
     sent, ``sent_ns`` when it was, ``first_token_ns`` and ``last_token_ns`` when content came, ``done_ns`` when it was
     over. ``input_tokens``, ``output_tokens`` and ``chunks`` are counts, NaN where unknown. Columns of words (``phase``,
     ``kind``, ``outcome``, ``token_source``) are arrays of str, None where there is none. ``level`` is the level's
-    index, ``place`` the prompt's place in its file, ``answer_hash`` a hash of the answer, 0 without one.
+    index, ``place`` the prompt's place in its file, ``answer_hash`` a hash of the answer, 0 without one,
+    ``endpoint`` the place in the fleet of the one that was asked, NaN where there is no fleet.
 
     ``samples.outcome == "ok"`` is a mask, for `where`. What is not here (``http_status``, ``detail``, …) is in the
     directory's samples.jsonl, a JSON object a line.
@@ -66,6 +67,7 @@ class Samples:
     connect_ns: Floats
     place: Floats
     answer_hash: npt.NDArray[np.uint64]
+    endpoint: Floats
     _read: rundir.Samples = field(repr=False)
 
     @classmethod
@@ -178,9 +180,7 @@ class RunLevel:
     @cached_property
     def samples(self) -> Samples:
         """All its requests in the order in which they were due, those of its warm-up too."""
-        read = self._run._data.samples
-        places = np.flatnonzero((read.level == self.index) & read.said(read.phase, "load"))
-        return Samples._of(read.take(places[np.argsort(read.due_ns[places], kind="stable")]))
+        return Samples._of(self._run._data.samples.of_level(self.index))
 
     @cached_property
     def counted(self) -> Samples:
@@ -248,7 +248,8 @@ class Run:
     @cached_property
     def samples(self) -> Samples:
         """Every request, as they ended: of the levels (``phase`` "load"), warm-ups, canaries and the like."""
-        return Samples._of(self._data.samples)
+        read = self._data.samples
+        return Samples._of(read.take(np.argsort(np.fmax(read.done_ns, read.due_ns), kind="stable")))
 
     @cached_property
     def _since_ns(self) -> dict[int, float]:

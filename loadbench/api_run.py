@@ -14,7 +14,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from loadbench.report.live import choose_view
 from loadbench.report.write import write_report
 from loadbench.scenario.load import Loaded, Overrides, load_document, load_scenario, public_setting
 from loadbench.scenario.reading import Document
-from loadbench.scenario.redaction import redact_url
+from loadbench.scenario.redaction import redact_urls
 from loadbench.scenario.variables import key_headers
 
 MAPPING = Path("<mapping>")  # what stands for the file of a scenario that is none
@@ -41,7 +41,7 @@ WAKE_S = 0.2  # Windows hears of Ctrl-C only between waits
 def run(
     scenario: str | os.PathLike[str] | Mapping[str, Any],
     *,
-    endpoint: str | None = None,
+    endpoint: str | Sequence[str] | None = None,
     models: Sequence[str] = (),
     concurrency: int | str | Sequence[int] | None = None,
     rate: float | str | Sequence[float] | None = None,
@@ -78,40 +78,32 @@ def run(
     """
     overrides = Overrides(
         sets=tuple(f"{path}={_plain(value, path)}" for path, value in (sets or {}).items()),
-        endpoint=endpoint,
+        endpoint=_listed(endpoint),
         models=(models,) if isinstance(models, str) else tuple(models),
-        concurrency=_several(concurrency),
-        rate=_several(rate),
+        concurrency=_listed(concurrency),
+        rate=_listed(rate),
         duration=None if duration is None else str(duration),
         requests=requests,
         seed=seed,
         headers=tuple(f"{name}: {value}" for name, value in (headers or {}).items()),
         memory_limit=None if memory_limit is None else str(memory_limit),
     )
-    if workers != "auto" and not (isinstance(workers, int) and 1 <= workers <= 64):
-        raise UsageError(f"workers: expected auto or a number from 1 to 64, got {workers}")
+    processes = _processes(workers)
     gates = asked([asserts] if isinstance(asserts, str) else asserts, allow_indicative)
     if find is not None:
         overrides.fit_search(find)
     loaded = _load(scenario, overrides)
-    more = {
-        "find": find,
-        "workers": None if workers == 1 else workers,
-        "i_own_the_target": i_own_the_target or None,
-        "asserts": tuple(gate.text for gate in gates.assertions) if gates else None,
-        "allow_indicative": allow_indicative or None,
-    }
-    order = Order(
-        loaded=loaded,
-        results=Path(results),
-        out=None if out is None else Path(out),
-        command=_repeats(loaded, overrides, {name: value for name, value in more.items() if value is not None}),
-        headers=key_headers(os.environ),
-        workers=None if workers == "auto" else workers,
-        find=find,
-        i_own_the_target=i_own_the_target,
-    )
+    folder = None if out is None else Path(out)
+    order = Order(loaded, Path(results), folder, "", key_headers(os.environ), processes, find, i_own_the_target)
+    order = replace(order, command=_repeats(order, overrides, gates))
     return load_run(_run_and_report(order, gates, quiet))
+
+
+def _processes(workers: int | Literal["auto"]) -> int | None:
+    """As an order has them: None for auto."""
+    if workers != "auto" and not (isinstance(workers, int) and 1 <= workers <= 64):
+        raise UsageError(f"workers: expected auto or a number from 1 to 64, got {workers}")
+    return None if workers == "auto" else workers
 
 
 def _run_and_report(order: Order, gates: Asked | None, quiet: bool) -> Path:
@@ -121,8 +113,12 @@ def _run_and_report(order: Order, gates: Asked | None, quiet: bool) -> Path:
     interrupted = _run_aside(running)
     if gates is not None:
         gates.keep(running.folder)
-    summary = write_report(running.folder, warn=lambda line: warnings.warn(line, stacklevel=5))  # where run is called
-    chronicle.note(running.folder, summary, exit_code(summary))
+
+    def warn(line: str) -> None:
+        warnings.warn(line, stacklevel=5)  # where run is called
+
+    summary = write_report(running.folder, warn=warn)
+    chronicle.note(running.folder, summary, exit_code(summary), warn)
     if interrupted:
         stopped = KeyboardInterrupt()
         stopped.add_note(f"what was measured until then is in {running.folder}")
@@ -138,7 +134,9 @@ def _load(scenario: str | os.PathLike[str] | Mapping[str, Any], overrides: Overr
     else:
         loaded = load_scenario(Path(scenario), overrides, os.environ)
     if (times := loaded.scenario.repeat) > 1:
-        raise UsageError(f"{loaded.path}: repeat: expected 1, got {times}: call loadbench.run that often")
+        raise UsageError(
+            f"{loaded.path}: repeat: expected 1, got {times}: a call makes one run and returns it; call that often"
+        )
     return loaded
 
 
@@ -156,15 +154,24 @@ def _path(value: object) -> str:
     raise TypeError(f"a value of type {type(value).__name__}")
 
 
-def _several(loads: float | str | Sequence[float] | None) -> str | None:
+def _listed(given: float | str | Sequence[float | str] | None) -> str | None:
     """As the flag has them: ``1,2,4``."""
-    if loads is None or isinstance(loads, str):
-        return loads
-    return ",".join(map(str, loads)) if isinstance(loads, Sequence) else str(loads)
+    if given is None or isinstance(given, str):
+        return given
+    return ",".join(map(str, given)) if isinstance(given, Sequence) else str(given)
 
 
-def _repeats(loaded: Loaded, overrides: Overrides, more: Mapping[str, Any]) -> str:
+def _repeats(order: Order, overrides: Overrides, gates: Asked | None) -> str:
     """What repeats this run, without secrets: the command, or of a mapping, into which all has gone, the call."""
+    loaded, workers = order.loaded, order.workers or "auto"
+    given = {
+        "find": order.find,
+        "workers": None if workers == 1 else workers,
+        "i_own_the_target": order.i_own_the_target or None,
+        "asserts": tuple(gate.text for gate in gates.assertions) or None if gates else None,
+        "allow_indicative": (gates and gates.allow_indicative) or None,
+    }
+    more = {name: value for name, value in given.items() if value is not None}
     if loaded.path is MAPPING:
         said = loaded.scenario.redacted().model_dump(mode="json", by_alias=True, exclude_defaults=True)
         for name in said.get("request", {}).get("headers", {}):
@@ -174,10 +181,10 @@ def _repeats(loaded: Loaded, overrides: Overrides, more: Mapping[str, Any]) -> s
     names = {"sets": "--set", "models": "--model", "headers": "--header", "asserts": "--assert"}
     public: dict[str, Callable[[str], str]] = {
         "sets": public_setting,
-        "endpoint": redact_url,
+        "endpoint": redact_urls,
         "headers": lambda header: f"{header.partition(':')[0]}: …",
     }
-    for name, given in (asdict(overrides) | dict(more)).items():
+    for name, given in (asdict(overrides) | more).items():
         for value in given if isinstance(given, tuple) else [] if given is None else [given]:
             words.append(names.get(name, f"--{name.replace('_', '-')}"))
             words += [] if value is True else [public.get(name, str)(value)]

@@ -19,8 +19,8 @@ from loadbench.errors import TargetError
 from loadbench.records import Level
 from loadbench.report.frame import MemoryShown
 from loadbench.report.words import octets, share
+from loadbench.scenario.endpoints import PROBE_TOKEN_VARIABLE
 from loadbench.scenario.memory import MemoryLadder
-from loadbench.scenario.schema import PROBE_TOKEN_VARIABLE
 from loadbench.target.memory import MemoryWatch
 from loadbench.target.memory_figures import GPU_BYTES, HELD, MemoryFigures
 from loadbench.target.probe_client import RemoteMemory
@@ -152,7 +152,7 @@ class Vigil:
     def facts(self) -> dict[str, Any]:
         """``memory`` of run.json: where the figures come from, what they lack, and what they cost."""
         source = "probe" if self._probe is not None else None if self._watch is None else "local"
-        because = None if source else "its host is not this machine, and target_probe names none there"
+        because = None if source else self._target.unwatched
         limit = None if self._target.foundry is None else self._target.foundry.limit
         elapsed_s = (self._crew.clock.now_ns() - self._began_ns) / 1e9
         read = self._watch or self._probe
@@ -238,9 +238,8 @@ class Vigil:
 
     def _held(self, figures: MemoryFigures) -> tuple[int | None, int | None, str]:
         """What the target takes of what it lives in, how much that is, and what: its GPU, its limit or the host."""
-        used = [gpu for gpu in figures.gpus if gpu.process_bytes]
-        if sum(gpu.process_bytes or 0 for gpu in used) >= GPU_BYTES:
-            return sum(gpu.process_bytes or 0 for gpu in used), sum(gpu.total_bytes or 0 for gpu in used), "GPU"
+        if (on_gpus := in_gpus(figures))[0] >= GPU_BYTES:
+            return *on_gpus, "GPU"
         held = next((size for name in HELD.values() if (size := getattr(figures, name))), None)
         limit = None if self._target.foundry is None else self._target.foundry.limit
         given = [None if limit is None else limit.limit_bytes, figures.cgroup_limit_bytes, figures.total_bytes]
@@ -255,6 +254,15 @@ class Vigil:
             return True
         available, total = figures.available_bytes, figures.total_bytes
         return available is not None and total is not None and available < EDGE * total
+
+
+def in_gpus(figures: MemoryFigures) -> tuple[int, int | None]:
+    """What the target takes of GPUs, Windows' own count first, as in the report; and how much they have."""
+    used = [gpu for gpu in figures.gpus if gpu.process_bytes]
+    held = figures.gpu_dedicated_bytes
+    if held is None:
+        held = sum(gpu.process_bytes or 0 for gpu in used)
+    return held, sum(gpu.total_bytes or 0 for gpu in used or figures.gpus) or None
 
 
 def _row(figures: MemoryFigures) -> dict[str, Any]:
