@@ -14,10 +14,13 @@ import pytest
 from tests.asking import scripted
 from tests.command import ended, eventually, rows, started, summary
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
-    reason="needs a core for the client alone, and to say which",
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(
+        not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+        reason="needs a core for the client alone, and to say which",
+    ),
+]
 
 HOGS = 24
 """With so many on its core a fair scheduler leaves the client 4 % of it; 64 streams of a token every 20 ms take 6 % or

@@ -20,6 +20,8 @@ from tests.command import ended, events, eventually, facts, loadbench, started, 
 
 # 80 ms an answer: of five users each waits 20 ms.
 FOUR_AT_ONCE: dict[str, Any] = {"slots": 4, "first_token_ms": 10, "gap_ms": 10}
+pytestmark = pytest.mark.alone
+
 WITHIN = "slo: {ttft: {p90: 22ms}}"  # or one in five for 80 ms
 
 

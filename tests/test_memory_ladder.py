@@ -26,7 +26,7 @@ from loadbench.target.target import Target
 from tests.asking import scripted
 from tests.command import ended, events, eventually, facts, loadbench, rows, started, states, summary
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as on Linux")
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(sys.platform != "linux", reason="limits memory as on Linux")]
 
 BY_RLIMIT = {"LOADBENCH_MEMORY_LIMIT_KIND": RLIMIT_DATA}
 MIB = 1 << 20
