@@ -132,6 +132,16 @@ def all_failed(path: Path, **facts: Any) -> Path:
     return write_run(path, [Planned(Closed(2), duration_s=3.0, fails=1.0, outcome="http_5xx")], **facts)
 
 
+def refused(path: Path) -> Path:
+    """Nobody listens: no request could be sent."""
+    write_run(path, [Planned(Closed(2), duration_s=3.0, fails=1.0, outcome="connect_refused")])
+    rows = [orjson.loads(line) for line in (path / "samples.jsonl").read_bytes().splitlines()]
+    for row in rows:
+        row |= {"sent_ns": None} if row["phase"] == "load" else {}
+    (path / "samples.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    return path
+
+
 def non_streaming(path: Path, **facts: Any) -> Path:
     """Answers in one piece."""
     return write_run(path, [Planned(Closed(users), stream=False) for users in (1, 2)], **facts)

@@ -89,6 +89,7 @@ BUILDERS = (
     rundirs.open_loop,
     rundirs.failures,
     rundirs.all_failed,
+    rundirs.refused,
     rundirs.non_streaming,
     rundirs.empty_level,
     rundirs.torn,

@@ -50,7 +50,8 @@ def _requests(summary: Summary, line: Timeline) -> Figure | LeftOut:
         views.append(_banded(line.tpot, line, "TPOT", milliseconds, 1, MS).view(x, lines))
     if line.failed:
         views.append(_failures(line, x, lines))
-    views.append(_banded(line.in_flight, line, "requests in flight", figure, 2, mean=True).view(x, lines))
+    if line.in_flight:
+        views.append(_banded(line.in_flight, line, "requests in flight", figure, 2, mean=True).view(x, lines))
     if line.memory:
         of = f"target: {OF.get(line.of or '', 'memory')}"
         panel = _banded(line.memory, line, of, octets, 3, limit=limit)
@@ -77,7 +78,8 @@ def _requests(summary: Summary, line: Timeline) -> Figure | LeftOut:
 
 
 def _note(line: Timeline, died: bool, limit: float | None) -> str:
-    absent = [name for name, bins in (("TTFT and TPOT", line.ttft), ("memory", line.memory)) if not bins]
+    drawn = {"TTFT and TPOT": line.ttft, "requests in flight": line.in_flight, "memory": line.memory}
+    absent = [name for name, bins in drawn.items() if not bins]
     parts = (
         f"bins of {line.step_s:g} s: the band is from the least to the most in each, the line its median; in flight: "
         "its mean",
