@@ -14,12 +14,14 @@ from loadbench.target.target import Target
 TRIES = 2
 
 
-async def start_afresh(site: Site, asked: str, level: Level, wire: Callable[[Target, Resolved], Wire]) -> str | None:
+async def start_afresh(
+    site: Site, asked: str, level: Level, wires: Callable[[Target, Resolved], tuple[Wire, ...]]
+) -> str | None:
     """Start the service anew, with the model loaded and one canary answered; else why not, at a second try too."""
     why = ""
     for _ in range(TRIES):
         try:
-            await _start(site, asked, level, wire)
+            await _start(site, asked, level, wires)
             return None
         except TargetError as error:
             why, site.gone = str(await site.explained(error)), True
@@ -28,12 +30,12 @@ async def start_afresh(site: Site, asked: str, level: Level, wire: Callable[[Tar
     return f"no fresh process at {TRIES} tries: {why}"
 
 
-async def _start(site: Site, asked: str, level: Level, wire: Callable[[Target, Resolved], Wire]) -> None:
+async def _start(site: Site, asked: str, level: Level, wires: Callable[[Target, Resolved], tuple[Wire, ...]]) -> None:
     crew = site.crew
     await site.restart()
     model = await site.target.load(await site.target.resolve(asked))
-    site.talk_to(model, wire(site.target, model))
-    canary = await site.canaries.send(level.index)
+    site.talk_to(model, wires(site.target, model))
+    (canary,) = await site.canaries.send(level.index)
     if canary.outcome != "ok":
         raise TargetError(f"{model.id}: a canary failed in a fresh process: {outcome_of(canary)}")
     await site.vigil.renew()

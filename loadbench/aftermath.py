@@ -6,17 +6,22 @@ That it died is ``target.state``'s to say, how it comes back ``target.recovery``
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, zip_longest
+from typing import Any
 
 from loadbench.engine.crew import Crew
 from loadbench.engine.exchange import Wire
+from loadbench.engine.shard import Counters
 from loadbench.errors import TargetError
+from loadbench.hosts import Hosts
 from loadbench.progress import Watch
 from loadbench.records import Level, Prompt, Sample
 from loadbench.target import recovery
+from loadbench.target.fleet import together
 from loadbench.target.models import Resolved
 from loadbench.target.recovery import Recovery, recover
 from loadbench.target.state import DEAD, DEADLINES, SERVERS_DOING
@@ -36,42 +41,61 @@ class TargetDiedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How the target was found after a level. ``failed`` counts the requests that were not ok, by outcome."""
+    """How the target was found after a level. ``failed`` counts the requests that were not ok, by outcome.
+
+    ``endpoints`` has state and evidence of each of a fleet.
+    """
 
     state: str
     evidence: Sequence[str]
     failed: Mapping[str, int]
+    endpoints: Sequence[tuple[str, list[str]]] = ()
 
     @property
     def dead(self) -> bool:
         return self.state in DEAD
+
+    def rows(self, memory: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """``endpoints`` of ``level_end.target``, each with what was read of its host's memory, if that was."""
+        read = memory or [{}] * len(self.endpoints)
+        pairs = zip(self.endpoints, read, strict=True)
+        return [{"state": state, "evidence": why, **figures} for (state, why), figures in pairs]
 
     def told(self, level: Level) -> str:
         return f"{self.state} after level {level.index}: {'; '.join(self.evidence)}"
 
 
 class Canaries:
-    """Sends small requests, each with a number of its own. ``usual_ms`` is the TTFT of the last good one."""
+    """Sends small requests, one to each endpoint, each time with a number of its own.
+
+    ``usual_ms`` is the TTFT of the last good one, of a fleet's the longest.
+    """
 
     def __init__(self, crew: Crew) -> None:
         self.usual_ms: float | None = None
         self._crew = crew
         self._numbers = count()
 
-    async def send(self, level: int, *, within_s: float | None = None) -> Sample:
-        """One, beside the load while a level runs. ``within_s``: where the deadlines are longer it has so long."""
+    async def send(self, level: int, *, within_s: float | None = None) -> list[Sample]:
+        """One each, beside the load while a level runs. ``within_s``: where the deadlines are longer it has so long."""
         canary = replace(CANARY, index=next(self._numbers))
-        sample = await self._crew.one(canary, "canary", level, within_s=within_s)
-        if sample.outcome == "ok" and within_s is None:
-            self.usual_ms = first_ms(sample)
-        return sample
+        samples = await self._crew.each(canary, "canary", level, within_s=within_s)
+        good_ms = [first_ms(sample) or 0.0 for sample in samples if sample.outcome == "ok"]
+        if good_ms and within_s is None:
+            self.usual_ms = max(good_ms)
+        return samples
 
-    async def after(self, level: Level) -> Sample:
-        """The one that follows a level."""
-        sample = await self.send(level.index)
-        if level.purpose == "rung" and sample.outcome not in SURE:
-            sample = await self.send(level.index)
-        return sample
+    async def at(self, endpoint: int, level: int) -> Sample:
+        """One to one of a fleet."""
+        canary = replace(CANARY, index=next(self._numbers))
+        return (await self._crew.ask(canary, "canary", level, endpoint=endpoint)).sample
+
+    async def after(self, level: Level) -> list[Sample]:
+        """Those that follow a level."""
+        samples = await self.send(level.index)
+        if level.purpose == "rung" and samples[0].outcome not in SURE:
+            samples = await self.send(level.index)
+        return samples
 
 
 def first_ms(sample: Sample) -> float | None:
@@ -86,24 +110,55 @@ class Site:
     """Who takes part: the target, those who ask it and those who watch it.
 
     ``gone``: the target is there no more, or not to be trusted; ``moved``: where it is now is not where it was at
-    first. ``model`` is what is asked now, and ``wire`` where.
+    first. ``model`` is what is asked now, and ``wires`` where: at a fleet's endpoints in turn, or ``per_user``.
     """
 
     target: Target
     crew: Crew
     vigil: Vigil
     canaries: Canaries
+    hosts: Hosts
     gone: bool = False
     moved: bool = False
     model: Resolved | None = None
-    wire: Wire | None = None
+    wires: tuple[Wire, ...] = ()
+    per_user: bool = False
 
-    def talk_to(self, model: Resolved, wire: Wire) -> None:
+    def talk_to(self, model: Resolved, wires: tuple[Wire, ...]) -> None:
         """From now on requests are for this model and go there."""
         self.model = model
-        if wire != self.wire:
-            self.crew.talk_to(wire)
-            self.wire = wire
+        if wires != self.wires:
+            self.crew.talk_to(*wires, per_user=self.per_user)
+            self.wires = wires
+
+    async def found(self, canaries: Sequence[Sample], counters: Counters, ended_by: str | None, *, rung: bool) -> Found:
+        """How the target is after a level, from the ``canaries`` that followed it, if any, and what became of it."""
+        members = self.target.members
+        outcomes = [counters.outcomes] if len(members) == 1 else counters.endpoints
+        states = await asyncio.gather(
+            *(
+                _state(member, canary, ended or Counter(), ended_by, counters.starved, rung)
+                for member, canary, ended in zip_longest(members, canaries, outcomes)
+            )
+        )
+        state, evidence = together(states, [member.endpoint.url for member in members])
+        failed = {name: n for name, n in counters.outcomes.items() if name != "ok"}
+        return Found(state, evidence, failed, states if len(members) > 1 else ())
+
+    async def rejoin(self, asked: str, before: Found | None) -> None:
+        """Have the model loaded at those of a fleet that were dead after the level before and are back by now."""
+        if before is None or self.model is None:
+            return
+        members = list(self.model.each)
+        for place, (state, _) in enumerate(before.endpoints):
+            with suppress(TargetError, TimeoutError):
+                if state in DEAD:
+                    member = self.target.members[place]
+                    async with asyncio.timeout(recovery.STATUS_TIMEOUT_S):
+                        model = await member.resolve(asked)
+                    members[place] = await member.load(model)
+        if before.endpoints:
+            self.model = replace(self.model, members=tuple(members))
 
     async def restart(self) -> None:
         """A new process for a service of ours; its models are to be resolved again. TargetError: it stays away."""
@@ -142,7 +197,36 @@ class Site:
         return TargetError(f"{error}; {state}: {'; '.join(evidence)}") if state in DEAD else error
 
 
-async def bring_back(site: Site, asked: str, canary: Callable[[Resolved], Awaitable[Sample]]) -> Recovery:
+async def _state(
+    member: Target, canary: Sample | None, ended: Mapping[str, int], ended_by: str | None, starved: int, rung: bool
+) -> tuple[str, list[str]]:
+    attempted, failed = sum(ended.values()), {name: n for name, n in ended.items() if name != "ok"}
+    if rung:
+        attempted -= failed.pop("censored", 0)  # a rung gives up what it has under way, as planned
+    return await member.state(canary, failed, attempted=attempted, ended_by=ended_by, starved=starved)
+
+
+async def _first_back(site: Site, asked: str, level: int, known: dict[str, Any]) -> Recovery:
+    """Wait until one of a fleet serves again; else what was the matter with the first."""
+
+    def ask(place: int) -> Callable[[Resolved], Awaitable[Sample]]:
+        return lambda _: site.canaries.at(place, level)
+
+    clock, members = site.crew.clock, site.target.members
+    waits = [recover(member, asked, ask(place), clock, **known) for place, member in enumerate(members)]
+    waiting = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        for done in asyncio.as_completed(waiting):
+            if (found := await done).back:
+                return found
+        return waiting[0].result()
+    finally:
+        for wait in waiting:
+            wait.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def bring_back(site: Site, asked: str, level: int, canary: Callable[[Resolved], Awaitable[Sample]]) -> Recovery:
     """Start it anew if it is ours, and time its way back. Ends early when the run is to end."""
     target, vigil, crew = site.target, site.vigil, site.crew
     noticed_ns, limit_s = crew.clock.now_ns(), recovery.LIMIT_S
@@ -156,17 +240,12 @@ async def bring_back(site: Site, asked: str, canary: Callable[[Resolved], Awaita
                 await site.restart()
             except TargetError as error:
                 return Recovery(limit_s, last_failure=str(error))
-        found = await recover(
-            target,
-            asked,
-            canary,
-            crew.clock,
-            since_ns=since_ns,
-            noticed_ns=noticed_ns,
-            ttft_before_ms=site.canaries.usual_ms,
-            rss_before_bytes=before,
-            limit_s=limit_s,
-        )
+        known: dict[str, Any] = {"since_ns": since_ns, "noticed_ns": noticed_ns, "limit_s": limit_s}
+        known |= {"ttft_before_ms": site.canaries.usual_ms, "rss_before_bytes": before}
+        if len(target.members) == 1:
+            found = await recover(target, asked, canary, crew.clock, **known)
+        else:
+            found = await _first_back(site, asked, level, known)
         await vigil.renew()
         return found
 

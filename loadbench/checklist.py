@@ -12,7 +12,7 @@ import shutil
 from array import array
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import zip_longest
 from time import perf_counter_ns
 
 from loadbench.aftermath import CANARY, first_ms
@@ -25,8 +25,8 @@ from loadbench.outcomes import OUTCOMES, classify
 from loadbench.records import Request, Sample
 from loadbench.report.checklist import Item, Mark, Telling
 from loadbench.report.words import milliseconds, octets
+from loadbench.scenario.endpoints import PROBE_TOKEN_VARIABLE
 from loadbench.scenario.load import Loaded
-from loadbench.scenario.schema import PROBE_TOKEN_VARIABLE
 from loadbench.scenario.variables import key_headers
 from loadbench.target.catalogue import begun
 from loadbench.target.control import UNANSWERED
@@ -80,7 +80,7 @@ class Checklist:
             cure = "read its log, and try `loadbench serve`"
             if not self._scenario.embedded:
                 self._say("looking for it elsewhere")
-                cure = await cure_of(self._scenario.endpoint, error, self._headers)
+                cure = await cure_of(self._scenario.endpoints[0], error, self._headers)
             self._put("answers", "no", str(error).partition(": is ")[0], cure)  # what it asks the cure has found out
             return
         try:
@@ -113,8 +113,7 @@ class Checklist:
             self._put("memory probe", "yes", f"figures come from {self._scenario.target_probe}")
 
     async def _figures_from_probe(self) -> tuple[MemoryFigures | None, str | None]:
-        assert self._scenario.target_probe is not None
-        probe = RemoteMemory(self._scenario.target_probe, os.environ.get(PROBE_TOKEN_VARIABLE))
+        probe = RemoteMemory(self._scenario.probes[0], os.environ.get(PROBE_TOKEN_VARIABLE))
         try:
             async with probe:
                 return await probe.fetch(), None
@@ -190,7 +189,8 @@ class Checklist:
             self._put("disk", "none", f"{known}nothing is to be downloaded")
             return True
         begun_bytes = sum(map(folder_bytes, begun(cache_dir(), model.id)))
-        free_bytes = shutil.disk_usage(_existing(cache_dir())).free
+        there = next(folder for folder in (cache_dir(), *cache_dir().absolute().parents) if folder.exists())
+        free_bytes = shutil.disk_usage(there).free
         come = f", {octets(begun_bytes)} of which have come before it broke off" if begun_bytes else ""
         told = f"a run downloads its {octets(size_bytes)} first{come}; {octets(free_bytes)} are free"
         fetch = f"`loadbench models pull {self._asked}` fetches it beforehand, and goes on where a download stalled"
@@ -339,9 +339,11 @@ class Checklist:
 
 
 async def check_all(loaded: Loaded, *, as_json: bool) -> int:
-    """Go through the list and tell of it; the exit code."""
-    telling = Telling(as_json=as_json)
-    await Checklist(loaded, telling).go()
+    """Go through the list, for each endpoint of a fleet on its own, and tell of it; the exit code."""
+    telling, scenario = Telling(as_json=as_json), loaded.scenario
+    for url, probe in zip_longest(scenario.endpoints, scenario.probes):
+        alone = replace(loaded, scenario=scenario.model_copy(update={"endpoint": url, "target_probe": probe}))
+        await Checklist(alone, telling).go()
     return telling.end()
 
 
@@ -393,8 +395,3 @@ def _pull(target: Target, asked: str, name: str) -> str:
     if can_pull(target.endpoint):
         return f"`loadbench models pull {asked} --endpoint {target.endpoint.url}`"
     return str(target.endpoint.dialect.instead.get("pull", "download it on its host")).format(name=name)
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that there is."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

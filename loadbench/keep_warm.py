@@ -32,5 +32,5 @@ class KeepWarm:
                 continue
             await crew.rest(idle_s)
             if crew.stop_reason is None:
-                await crew.one(replace(CANARY, index=self._sent), PHASE, level)
+                await crew.each(replace(CANARY, index=self._sent), PHASE, level)
                 self._sent += 1

@@ -65,7 +65,7 @@ class Lineup:
                 model = await target.resolve(self._loaded.scenario.models[place])
                 if self.several and model.load_ms is not None:  # Foundry 2 tells what an alias means by loading it
                     await target.unload(model)
-                    model = replace(model, loaded=False, load_ms=None)
+                    model = model.unloaded()
                 self._refuse_twice(place, model)
             except TargetError as error:
                 self.fail(place, error)
@@ -157,9 +157,11 @@ class Lineup:
         self._watch.give_up(row["id"])
         self._journal.write("running")
 
-    def wire(self, target: Target, model: Resolved) -> Wire:
-        """How a model is asked."""
-        return wire_of(self._loaded.scenario, target, model)
+    def wires(self, target: Target, model: Resolved) -> tuple[Wire, ...]:
+        """How a model is asked at each endpoint."""
+        scenario, members = self._loaded.scenario, target.members
+        wires = (wire_of(scenario, member, one) for member, one in zip(members, model.each, strict=True))
+        return tuple(replace(wire, endpoint=place) if len(members) > 1 else wire for place, wire in enumerate(wires))
 
     def _row(self, place: int) -> dict[str, Any]:
         row: dict[str, Any] = self._journal.facts["models"][place]

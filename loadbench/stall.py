@@ -21,7 +21,7 @@ STALLED = "stalled"
 
 
 class Stall:
-    """Looks for as long as it is entered. ``canary`` is the one that was not answered, None where the level went on.
+    """Looks for as long as it is entered. ``canaries`` are those that were not answered, none where the level went on.
 
     What counts is a stream that has begun: no token has come for as long as a first one may take, on any. A prompt that
     is still being read says nothing: a server that is overloaded looks no different, and its deadline is the request's.
@@ -29,9 +29,9 @@ class Stall:
 
     def __init__(self, crew: Crew, canaries: Canaries, level: Level, first_token_s: float | None) -> None:
         """``first_token_s`` is that deadline, None: no canary may be sent, and so nothing is looked for."""
-        self.canary: Sample | None = None
+        self.canaries: list[Sample] = []
         self._crew = crew
-        self._canaries = canaries
+        self._sender = canaries
         self._level = level
         self._patience_ns = None if first_token_s is None else int(first_token_s * 1e9)
         self._asking = asyncio.Lock()
@@ -59,7 +59,7 @@ class Stall:
 
     async def _look(self, patience_ns: int) -> None:
         crew, asked_ns = self._crew, 0
-        while self.canary is None:
+        while not self.canaries:
             counters, now_ns = crew.counters(), crew.clock.now_ns()
             due_ns = max(counters.last_token_ns, asked_ns) + patience_ns
             if not counters.streaming:
@@ -73,11 +73,13 @@ class Stall:
 
     async def _ask(self, last_token_ns: int) -> None:
         crew, level = self._crew, self._level.index
-        canary = await self._canaries.send(level, within_s=CANARY_S)
+        canaries = await self._sender.send(level, within_s=CANARY_S)
         now_ns = crew.clock.now_ns()
-        told = f"no stream had had a token for {(canary.due_ns - last_token_ns) / 1e9:.1f} s; a canary beside them: "
-        crew.recorder.event(now_ns, "note", level=level, text=told + canary.outcome)
-        hangs = canary.outcome in HANGS and canary.first_token_ns is None
+        still_s = (canaries[0].due_ns - last_token_ns) / 1e9
+        said = ", ".join(canary.outcome for canary in canaries)
+        text = f"no stream had had a token for {still_s:.1f} s; a canary beside them: {said}"
+        crew.recorder.event(now_ns, "note", level=level, text=text)
+        hangs = all(canary.outcome in HANGS and canary.first_token_ns is None for canary in canaries)
         if hangs and crew.counters().last_token_ns == last_token_ns:
-            self.canary = canary
+            self.canaries = canaries
             crew.cut(STALLED)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from loadbench.errors import UsageError
-from loadbench.records import Find, Trace
+from loadbench.records import Closed, Find, Trace
 from loadbench.scenario.arrivals import within
 from loadbench.scenario.explain import explained
 from loadbench.scenario.memory import FAILURE
@@ -22,7 +22,7 @@ from loadbench.scenario.models_file import ModelNote, read_models_file
 from loadbench.scenario.prompts import PromptFile, read_prompt_file
 from loadbench.scenario.quality_prompts import QualityPrompt, read_quality_prompts
 from loadbench.scenario.reading import Document, read_value, read_yaml
-from loadbench.scenario.redaction import is_secret, redact, redact_url
+from loadbench.scenario.redaction import is_secret, redact, redact_urls
 from loadbench.scenario.schema import Scenario, header_problem
 from loadbench.scenario.stage import Stage
 from loadbench.scenario.traces import read_trace
@@ -128,6 +128,7 @@ def load_document(document: Document, path: Path, overrides: Overrides | None, e
     scenario = _with_prompts(scenario, document, path.parent)
     scenario, traces = _with_traces(scenario, document, path.parent)
     _fits(scenario, document)
+    _balanced(scenario, traces, document)
     return Loaded(
         scenario,
         path,
@@ -274,6 +275,22 @@ def _fits(scenario: Scenario, document: Document) -> None:
         raise document.error(("target_probe",), "expected an endpoint elsewhere beside it, got the embedded service")
 
 
+def _balanced(scenario: Scenario, traces: Mapping[int, Trace], document: Document) -> None:
+    """Refuse what one endpoint or a fleet cannot have."""
+    if scenario.probes and len(scenario.probes) != len(scenario.endpoints):
+        told = f"expected one for each endpoint, {len(scenario.endpoints)}, got {len(scenario.probes)}"
+        raise document.error(("target_probe",), told)
+    if len(scenario.endpoints) == 1:
+        if scenario.balance is not None:
+            raise document.error(("balance",), "expected a list of endpoints beside it, got one")
+        return
+    for number, stage in enumerate(scenario.stages):
+        if stage.memory is not None:
+            raise document.error(("stages", number, "memory"), "expected one endpoint, whose memory it is, got a fleet")
+        if scenario.balance == "per_user" and not isinstance(stage.loads(traces.get(number))[0], Closed):
+            raise document.error(("balance",), f"expected stages with users beside per_user, got stages.{number}")
+
+
 def _what_breaks(scenario: Scenario, document: Document) -> str | None:
     """Where the first memory ladder until failure stands, if the target is not ours."""
     for number, stage in enumerate(scenario.stages):
@@ -296,7 +313,7 @@ def _with_prompts(scenario: Scenario, document: Document, folder: Path) -> Scena
             problem = f"expected {entry.sha256}, got {found.sha256} for {entry.file}"
             raise document.error(("prompts", at, "sha256"), problem)
         entries[at] = entry.model_copy(update={"sha256": found.sha256})
-    in_a_round = len(files[0].chats) if files else 1
+    in_a_round = len(files[0].chats) if 0 in files else 1
     stages = (
         _with_requests(stage, number, scenario, in_a_round, document) for number, stage in enumerate(scenario.stages)
     )
@@ -362,9 +379,10 @@ def public_setting(setting: str) -> str:
     path, _, text = setting.partition("=")
     if "headers" in path.split(".") or is_secret(path.rpartition(".")[2]):
         return f"{path}=…"
-    if path == "endpoint":
-        return f"{path}={redact_url(text)}"
     value = yaml.safe_load(text)  # it has been read before, so it can be
+    if path.partition(".")[0] == "endpoint":
+        redacted = [redact_urls(str(url)) for url in value] if isinstance(value, list) else redact_urls(text)
+        return f"{path}={redacted}"
     if not isinstance(value, dict | list):
         return setting
     if isinstance(value, dict) and isinstance(value.get("headers"), dict):

@@ -1,4 +1,5 @@
-"""The levels that a scenario comes to, and what can be said of them before anything is sent. Data only, no words."""
+"""The levels that a scenario comes to, and what can be said of them before anything is sent; among that when each would
+begin on machines that do not speak with each other. Data only, no words but those of a refusal."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from loadbench.errors import UsageError
 from loadbench.records import Closed, Level, Load, Open, Trace
 from loadbench.scenario.arrivals import when_s
 from loadbench.scenario.schema import Scenario
@@ -178,3 +180,62 @@ def _expected_open(level: Level, load: Open) -> tuple[float, float]:
         return by_clock, level.duration_s or 0.0
     requests = min(by_count, max(by_clock, level.min_requests))
     return requests, float(when_s(load, np.array([requests]))[0])
+
+
+LEAD_S = 30.0
+"""Before a model's first level: it is found, loaded, tried out and warmed up."""
+
+SETTLE_S = 10.0
+"""After a level's drain: the canary is answered, the target's state is seen, the next connections are opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """When a level begins, and by when all its requests have ended, in seconds since the run's zero."""
+
+    start_s: float
+    end_s: float
+
+
+def slots(scenario: Scenario, laid_out: Sequence[Level]) -> tuple[Slot, ...]:
+    """When each level begins if nobody knows how the one before it went: a function of the scenario alone.
+
+    The first begins `LEAD_S` after the zero. UsageError where it depends on more, or on one process.
+    """
+    refuse_shards(scenario)
+    found: list[Slot] = []
+    drain_s = min(scenario.drain_s, scenario.deadlines.total_s)
+    for level, before in zip(laid_out, (None, *laid_out), strict=False):
+        start_s = found[-1].end_s + SETTLE_S if found else 0.0
+        if before is None or before.model != level.model:
+            start_s += LEAD_S
+        elif before.stage == level.stage:
+            start_s += scenario.stages[level.stage].rest_s
+        trace = level.load.trace if isinstance(level.load, Open) else None
+        issuing_s = level.duration_s if level.duration_s is not None or trace is None else trace.length_s
+        assert issuing_s is not None, "refused above"
+        found.append(Slot(start_s, start_s + issuing_s + drain_s))
+    return tuple(found)
+
+
+def refuse_shards(scenario: Scenario) -> None:
+    """UsageError for a scenario that machines which do not speak with each other cannot carry out together."""
+    beside = "beside --shard"
+    if scenario.embedded:
+        raise UsageError(f"endpoint: expected one that all machines reach {beside}, got {scenario.endpoint}")
+    if scenario.quality is not None:
+        raise UsageError(f"quality: expected none {beside}, since one machine is to gather answers, got some")
+    if scenario.repeat > 1:
+        raise UsageError(f"repeat: expected 1 {beside}, got {scenario.repeat}")
+    for number, stage in enumerate(scenario.stages):
+        where = f"stages[{number}]"
+        if stage.memory is not None:
+            raise UsageError(f"{where}: expected a load that is known beforehand {beside}, got a memory ladder")
+        if stage.stop is not None and stage.stop.on:
+            raise UsageError(f"{where}.stop: expected false {beside}: no machine sees what the others saw")
+        if stage.max_in_flight is not None:
+            raise UsageError(f"{where}.max_in_flight: expected none {beside}: it is one valve, and one process's")
+        if stage.min_requests:
+            raise UsageError(f"{where}.min_requests: expected 0 {beside}: how long it takes is not known beforehand")
+        if stage.length_s is None and stage.trace is None:
+            raise UsageError(f"{where}: expected a duration {beside}: how long its requests take is not known")

@@ -50,6 +50,19 @@ def redact_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
 
 
+_NEXT_URL = re.compile(r",\s*(?=https?://|\[|[\w.-]+:\d+(?:[/,]|$))")
+
+
+def urls(text: str) -> list[str]:
+    """The URLs that a text with commas between them lists; a comma within one is none between two."""
+    return [url.strip() for url in _NEXT_URL.split(text)]
+
+
+def redact_urls(text: str) -> str:
+    """The same text without what ``redact_url`` leaves out of each."""
+    return ",".join(map(redact_url, urls(text)))
+
+
 def without_secrets(text: str, headers: Mapping[str, str]) -> str:
     """A server's text without what it repeats of our headers: plain, in base64, escaped or broken off at the end."""
     secrets = _secrets(tuple(headers.values()))

@@ -10,19 +10,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from loadbench.scenario.endpoints import EMBEDDED, PROBE_TOKEN_VARIABLE, Endpoints, Probes
 from loadbench.scenario.part import Part, as_list, exactly_one, one_or_more, refuse
 from loadbench.scenario.quality import Quality
 from loadbench.scenario.redaction import redact, redact_url
 from loadbench.scenario.stage import Stage
 from loadbench.scenario.units import BYTES, VARIABLE, Count, Duration, Positive, Power, Share, Size
 
-EMBEDDED = "embedded"
-PROBE_TOKEN_VARIABLE = "LOADBENCH_PROBE_TOKEN"  # of the environment; never read from a file, never saved
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token, RFC 9110 section 5.6.2
 # These say how bytes travel, which only the client knows, or what it counts on; Host is what the endpoint's URL says.
 _OURS = {
@@ -220,40 +218,21 @@ class Slo(Part):
                     yield metric, attribute.removesuffix("_s"), limit_s
 
 
-def _endpoint(text: str) -> str:
-    return text if text == EMBEDDED else _url(text, "expected embedded or a URL such as http://127.0.0.1:5273/v1")
-
-
-def _probe(text: str) -> str:
-    """What may hold a key is refused, and never repeated."""
-    if "@" in text or "?" in text:
-        raise refuse(f"expected a URL without user name, key or query: the token comes from {PROBE_TOKEN_VARIABLE}")
-    return _url(text, "expected the URL of a loadbench probe, such as http://192.168.1.7:5280")
-
-
-def _url(text: str, expected: str) -> str:
-    if re.match(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d+(/|$)", text):  # host:port, as people type it
-        text = f"http://{text}"
-    try:
-        parts = urlsplit(text)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, an unclosed [
-        whole = False
-    if not whole:
-        raise PydanticCustomError("expected", "{expected}", {"expected": expected})
-    return text
-
-
 class Scenario(Part):
     """A load test: whom to ask, what, under which loads, and what counts as good enough."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema", description="Version of this format.")
     name: Name = Field(default="scenario", description="Names the run's folder; the file's name unless stated.")
     description: str = Field(default="", description="One line for the report: what is this measurement for?")
-    endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
+    endpoint: Endpoints = Field(
         default=EMBEDDED,
-        description="Base URL of the API, with or without /v1, or embedded: a Foundry Local of our own."
-        " FOUNDRY_LOCAL_ENDPOINT and --endpoint come before it.",
+        description="Base URL of the API, with or without /v1, or embedded: a Foundry Local of our own. A list of URLs"
+        " is a fleet, each of which serves every model. FOUNDRY_LOCAL_ENDPOINT and --endpoint come before it.",
+    )
+    balance: Literal["round_robin", "per_user"] | None = Field(
+        default=None,
+        description="Which endpoint of a fleet a request goes to: each in its turn (round_robin, unless stated), or"
+        " every user's to one of them (per_user, closed loop only).",
     )
     models: Models = Field(
         default=("auto",),
@@ -302,10 +281,10 @@ class Scenario(Part):
         description="When the target dies: stop the run; restart the embedded service, or wait for another to come"
         " back, and go on; or go on with the next model. restart for the embedded one, else stop, unless stated.",
     )
-    target_probe: Annotated[str, AfterValidator(_probe)] | None = Field(
+    target_probe: Probes | None = Field(
         default=None,
-        description="URL of loadbench probe on the model's host: the target's memory is read there. Its token comes"
-        f" from {PROBE_TOKEN_VARIABLE}.",
+        description="URL of loadbench probe on the model's host: the target's memory is read there; of a fleet a list,"
+        f" one for each endpoint in their order. Its token comes from {PROBE_TOKEN_VARIABLE}.",
     )
     memory_limit_bytes: Annotated[Size, BeforeValidator(_limit)] | None = Field(
         default=None,
@@ -347,10 +326,21 @@ class Scenario(Part):
         """Whether the target is a service of our own."""
         return self.endpoint == EMBEDDED
 
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Those of a fleet, or the one."""
+        return (self.endpoint,) if isinstance(self.endpoint, str) else self.endpoint
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Of each endpoint's host, where they are named."""
+        return (self.target_probe,) if isinstance(self.target_probe, str) else self.target_probe or ()
+
     def redacted(self) -> Scenario:
         """The same scenario without the values of secret-looking headers and keys, nor its URL's credentials."""
         request = {"headers": redact(self.request.headers), "extra": redact(self.request.extra)}
-        endpoint = self.endpoint if self.endpoint == EMBEDDED else redact_url(self.endpoint)
+        public = tuple(url if url == EMBEDDED else redact_url(url) for url in self.endpoints)
+        endpoint = public[0] if isinstance(self.endpoint, str) else public
         return self.model_copy(update={"endpoint": endpoint, "request": self.request.model_copy(update=request)})
 
     def public_json(self) -> dict[str, Any]:

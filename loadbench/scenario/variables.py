@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from loadbench.errors import UsageError
 from loadbench.scenario.reading import Document, Loc, read_value
-from loadbench.scenario.redaction import is_secret, redact_url
+from loadbench.scenario.redaction import is_secret, redact_url, redact_urls
 from loadbench.scenario.schema import Scenario
 
 ENDPOINT_VARIABLE = "FOUNDRY_LOCAL_ENDPOINT"
@@ -44,7 +44,7 @@ def put_variables(document: Document, env: Mapping[str, str]) -> None:
 def keep_keys_out(document: Document) -> None:
     """Raise UsageError where a key is put into a value that would be saved with the results."""
     for loc, names in document.taken.items():
-        if set(names) & set(KEY_VARIABLES) and not (_is_private(loc) or loc == ("endpoint",)):
+        if set(names) & set(KEY_VARIABLES) and not (_is_private(loc) or loc[:1] == ("endpoint",)):
             raise document.error(loc, "expected a key in request.headers only, which are never saved, got one")
 
 
@@ -54,13 +54,13 @@ def in_their_place(document: Document, scenario: Scenario) -> Iterator[str]:
     A header's value, a key and a user's name are left out: who repeats the run has them in an environment of his own.
     """
     if document.places.get(("endpoint",)) == ENDPOINT_VARIABLE:
-        yield from ("--endpoint", redact_url(scenario.endpoint))
+        yield from (word for url in scenario.endpoints for word in ("--endpoint", redact_url(url)))
     if document.places.get(("models",)) == MODELS_VARIABLE:
         yield from (word for model in scenario.models for word in ("--model", model))
     for loc, names in document.taken.items():
         value = document.get(loc)
         if not (_is_private(loc) or any(is_secret(name) for name in names) or any("." in str(step) for step in loc)):
-            value = redact_url(value) if loc == ("endpoint",) else value
+            value = redact_urls(value) if loc[0] == "endpoint" else value
             yield from ("--set", f"{'.'.join(map(str, loc))}={_as_yaml(value)}")
 
 

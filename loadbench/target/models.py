@@ -47,7 +47,7 @@ class ModelInfo:
 class Resolved:
     """The model that a name means: the exact id, where it is served, and in ``how`` why it is that one.
 
-    ``load_ms`` is set where it was us who loaded it.
+    ``load_ms`` is set where it was us who loaded it. ``members`` is what it is at each endpoint of a fleet.
     """
 
     id: str
@@ -55,6 +55,18 @@ class Resolved:
     loaded: bool | None
     how: str
     load_ms: float | None = None
+    members: tuple[Resolved, ...] = ()
+
+    @property
+    def each(self) -> tuple[Resolved, ...]:
+        """It at each endpoint there is."""
+        return self.members or (self,)
+
+    def unloaded(self) -> Resolved:
+        """The same, where what we loaded has been unloaded again."""
+        members = tuple(one.unloaded() for one in self.members)
+        ours = self.load_ms is not None
+        return replace(self, loaded=False if ours else self.loaded, load_ms=None, members=members)
 
     @property
     def chat_path(self) -> str:

@@ -48,8 +48,11 @@ class _Marks:
 class Target:
     """An endpoint whose generation is known, with the service behind it where that is ours.
 
-    ``headers`` go with every request and may hold a key; they are kept out of ``facts``.
+    ``headers`` go with every request and may hold a key; they are kept out of ``facts``. ``members`` are the endpoints
+    that it is made of, ``unwatched`` says why the memory of one that has no process here is not known.
     """
+
+    unwatched = "its host is not this machine, and target_probe names none there"
 
     def __init__(
         self, endpoint: Endpoint, source: str, headers: Mapping[str, str], foundry: EmbeddedFoundry | None
@@ -63,6 +66,10 @@ class Target:
         self._start: Callable[[], Awaitable[EmbeddedFoundry]] | None = None
         self._kernel_log = KernelLog()
         self._marks = self._mark()
+
+    @property
+    def members(self) -> tuple[Target, ...]:
+        return (self,)
 
     @classmethod
     async def embedded(
