@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import binascii
 import re
+import struct
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
-from hdrh.codec import HdrCookieException, HdrLengthException
+from hdrh.codec import HdrCookieException, HdrLengthException, get_compression_cookie, get_encoding_cookie
+from hdrh.codec import decode as unpack
 from hdrh.histogram import HdrHistogram
 
 LOWEST_NS = 1_000
@@ -40,6 +43,12 @@ _SHIFT = np.maximum((_INDEX >> _HALF_BITS) - 1, 0) + _UNIT_BITS
 _LOWER_NS = np.where(_INDEX < _HALF, _INDEX, (_INDEX & (_HALF - 1)) + _HALF) << _SHIFT
 _WIDTH_NS = np.int64(1) << _SHIFT
 
+# What stands before the counters in the V2 form: cookie and length, then compressed cookie, length of the counters,
+# offset, digits, lowest, highest and ratio.
+_OUTER = struct.Struct(">II")
+_INNER = struct.Struct(">IIIIqqd")
+_OURS = (get_compression_cookie(), get_encoding_cookie(), 0, DIGITS, LOWEST_NS, HIGHEST_NS)
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -53,16 +62,12 @@ class Hdr:
     __slots__ = ("_counts", "_wire", "clipped", "max_ns", "min_ns", "total")
 
     def __init__(self) -> None:
-        self._wear(HdrHistogram(LOWEST_NS, HIGHEST_NS, DIGITS))
+        self._wire: Any = None  # the package's own, which takes 0.13 ms to make: only what is encoded has one
+        self._counts: Ints = np.zeros(_COUNTERS, np.int64)
         self.total = 0
         self.clipped = 0
         self.min_ns: int | None = None
         self.max_ns: int | None = None
-
-    def _wear(self, wire: Any) -> None:
-        self._wire = wire
-        # The package's own counters, seen by numpy: what is added here is what the package encodes.
-        self._counts: Ints = np.frombuffer(wire.counts, dtype=np.int64)
 
     def add(self, values_ns: Ints) -> None:
         """Count every value; the counts equal ``record_value``'s, bit for bit. 20 µs a call and 5 ns a value."""
@@ -129,6 +134,11 @@ class Hdr:
 
     def encode(self) -> str:
         """The V2 compressed, base64 form that all HdrHistogram libraries read."""
+        if self._wire is None:
+            self._wire, counts = HdrHistogram(LOWEST_NS, HIGHEST_NS, DIGITS), self._counts
+            # The package's own counters, seen by numpy: what is added from now on is what the package encodes.
+            self._counts = np.frombuffer(self._wire.counts, dtype=np.int64)
+            self._counts += counts
         self._wire.total_count = self.total
         self._wire.max_value = min(max(self.max_ns or 0, 0), LARGEST_NS)
         encoded: bytes = self._wire.encode()
@@ -137,25 +147,25 @@ class Hdr:
     @classmethod
     def decode(cls, encoded: str) -> Hdr:
         """The histogram that ``encode`` or another library wrote; ValueError where it is damaged or does not fit."""
-        try:
-            wire = HdrHistogram.decode(encoded)
-            if (wire.unit_magnitude, wire.sub_bucket_half_count_magnitude, wire.counts_len) != (
-                _UNIT_BITS,
-                _HALF_BITS,
-                _COUNTERS,
-            ):
-                foreign, wire = wire, HdrHistogram(LOWEST_NS, HIGHEST_NS, DIGITS)
-                wire.add(foreign)
-        except (binascii.Error, zlib.error, HdrCookieException, HdrLengthException, IndexError) as error:
-            raise ValueError(f"not a histogram of up to an hour: {error}") from error
-        hdr = cls.__new__(cls)
-        hdr._wear(wire)
-        hdr.total = int(hdr._counts.sum())
-        hdr.clipped = int(hdr._counts[-1])
-        filled = np.flatnonzero(hdr._counts)
-        hdr.min_ns = int(_LOWER_NS[filled[0]]) if filled.size else None
-        hdr.max_ns = int(_LOWER_NS[filled[-1]] + _WIDTH_NS[filled[-1]] - 1) if filled.size else None
+        hdr = cls()
+        first, last, hdr.total = _unpack_into(hdr._counts, hdr._counts.ctypes.data, encoded)
+        if hdr.total:
+            hdr.clipped = int(hdr._counts[-1])
+            hdr._widen(int(_LOWER_NS[first]), _most_ns(last))
         return hdr
+
+    def add_line(self, line: Line, room: Room) -> None:
+        """Add the counts of a log's line as `decode` and `merge` would, in a tenth of the time; ValueError as there."""
+        unpacked = room.counts
+        first, last, total = _unpack_into(unpacked, room.address, line.payload)
+        if total:
+            touched = slice(first, last + 1)
+            clipped, high_ns = int(unpacked[-1]), _most_ns(last)
+            self._counts[touched] += unpacked[touched]
+            unpacked[touched] = 0  # what was not touched need not be looked at
+            self.total += total
+            self.clipped += clipped
+            self._widen(int(_LOWER_NS[first]), _exact_ns(high_ns, line.max_ns, clipped))
 
     def write_hgrm(self, out: IO[str], ns_per_unit: float = 1e6, ticks_per_half: int = 5) -> None:
         """The percentile distribution as HistogramLogProcessor prints it (``.hgrm``), in milliseconds by default.
@@ -180,6 +190,60 @@ class Hdr:
         out.write(f"#[Mean    = {mean / ns_per_unit:12.3f}, StdDeviation   = {deviation / ns_per_unit:12.3f}]\n")
         out.write(f"#[Max     = {most:12.3f}, Total count    = {self.total:12d}]\n")
         out.write(f"#[Buckets = {_COUNTERS // _HALF - 1:12d}, SubBuckets     = {2 * _HALF:12d}]\n")
+
+
+class Room:
+    """Where `Hdr.add_line` unpacks, one line after the other: counters that are all 0 before and after."""
+
+    def __init__(self) -> None:
+        self.counts: Ints = np.zeros(_COUNTERS, np.int64)
+        self.address = int(self.counts.ctypes.data)
+
+
+def _most_ns(index: int) -> int:
+    """The largest value that this counter counts."""
+    return int(_LOWER_NS[index] + _WIDTH_NS[index] - 1)
+
+
+def _exact_ns(high_ns: int, said_ns: float, clipped: int) -> int:
+    """The maximum, of which the counts know the bucket that ends at ``high_ns`` and the log's column the value itself.
+
+    Other tools may scale the column otherwise; and where values were clipped it is beyond every bucket.
+    """
+    agree = clipped or abs(high_ns - said_ns) <= max(1 << _UNIT_BITS, high_ns / 1000)
+    return round(said_ns) if agree else high_ns
+
+
+def _unpack_into(counts: Ints, address: int, encoded: str) -> tuple[int, int, int]:
+    """Put what is encoded into counters that are all 0; which are the first and last that are not 0, and their sum.
+
+    By the package's own routine, without the objects that it makes around it: 20 µs in place of 190. ValueError where
+    it is damaged or does not fit; the counters are then 0 again.
+    """
+    try:
+        raw = binascii.a2b_base64(encoded)
+        outer, length = _OUTER.unpack_from(raw)
+        data = zlib.decompress(memoryview(raw)[_OUTER.size :])
+        inner, _, offset, digits, lowest, highest, _ = _INNER.unpack_from(data)
+        if (outer, inner, offset, digits, lowest, highest) == _OURS and length == len(raw) - _OUTER.size:
+            found = unpack(data, _INNER.size, address, _COUNTERS, counts.itemsize)
+            return found["min_nonzero_index"], found["max_nonzero_index"], found["total"]
+        wire = HdrHistogram(LOWEST_NS, HIGHEST_NS, DIGITS)
+        wire.add(HdrHistogram.decode(encoded))
+    except (
+        ValueError,
+        zlib.error,
+        struct.error,
+        HdrCookieException,
+        HdrLengthException,
+        LookupError,
+        ArithmeticError,
+    ) as error:
+        counts.fill(0)
+        raise ValueError(f"not a histogram of up to an hour: {error}") from error
+    counts += np.frombuffer(wire.counts, dtype=np.int64)
+    filled = np.flatnonzero(counts)
+    return (int(filled[0]), int(filled[-1]), int(counts[filled].sum())) if filled.size else (0, 0, 0)
 
 
 def make_tag(metric: str, kind: str, level: int) -> str:
@@ -227,7 +291,28 @@ class Interval:
     hdr: Hdr
 
 
-_LINE = re.compile(r"(?:Tag=(?P<tag>[^,]*),)?(?P<start>[\d.]+),(?P<length>[\d.]+),(?P<max>[\d.]+),(?P<payload>\S+)\n")
+class Line(NamedTuple):
+    """The same, before its histogram is decoded."""
+
+    tag: str | None
+    start_s: float
+    length_s: float
+    max_ns: float
+    payload: str
+
+
+def read_line(text: str) -> Line | None:
+    """What a line of a log says; None where it is a comment. ValueError where it is no line of a log."""
+    if text.startswith(("#", '"')):
+        return None
+    # Split, not matched: a regular expression takes 4 µs of the 25 that a line takes.
+    tag, rest = None, text
+    if text.startswith("Tag="):
+        tag, _, rest = text[4:].partition(",")
+    start, length, most, payload = rest.split(",")
+    if not payload.endswith("\n"):
+        raise ValueError("not a whole line")
+    return Line(tag, float(start), float(length), float(most) * 1e6, payload)
 
 
 class HlogReader:
@@ -235,26 +320,20 @@ class HlogReader:
 
     def __init__(self, path: Path, wanted: Callable[[str | None], bool] = lambda tag: True) -> None:
         self._path = path
-        self._wanted = wanted
+        self._wanted = cache(wanted)  # a log has a dozen tags, and a line of each every second
         self.torn = 0
 
     def __iter__(self) -> Iterator[Interval]:
         with self._path.open(encoding="ascii", errors="replace") as lines:
-            for line in lines:
-                if line.startswith(("#", '"')):
-                    continue
-                match = _LINE.fullmatch(line)
-                if match and not self._wanted(match["tag"]):
-                    continue
+            for text in lines:
                 try:
-                    if match is None:
-                        raise ValueError("not an interval line")
-                    hdr = Hdr.decode(match["payload"])
-                    start_s, length_s, max_ns = float(match["start"]), float(match["length"]), float(match["max"]) * 1e6
+                    line = read_line(text)
+                    if line is None or not self._wanted(line.tag):
+                        continue
+                    hdr = Hdr.decode(line.payload)
                 except ValueError:
                     self.torn += 1
                     continue
-                # The column holds the maximum itself, the counts only its bucket; other tools may scale it otherwise.
-                if hdr.max_ns and (hdr.clipped or abs(hdr.max_ns - max_ns) <= max(1 << _UNIT_BITS, hdr.max_ns / 1000)):
-                    hdr.max_ns = round(max_ns)
-                yield Interval(match["tag"], start_s, length_s, hdr)
+                if hdr.max_ns:
+                    hdr.max_ns = _exact_ns(hdr.max_ns, line.max_ns, hdr.clipped)
+                yield Interval(line.tag, line.start_s, line.length_s, hdr)

@@ -35,11 +35,24 @@ UNKNOWN = (
 class Journal:
     """One run's directory, made with it. ``facts`` is what run.json says beside the scenario and the clock."""
 
-    def __init__(self, loaded: Loaded, command: str, results: Path, out: Path | None) -> None:
-        """``out``: the directory that is asked for; None: one below ``results``, named for the time and scenario."""
+    def __init__(
+        self,
+        loaded: Loaded,
+        command: str,
+        results: Path,
+        out: Path | None,
+        *,
+        zero_wall_ns: int | None = None,
+        suffix: str = "",
+    ) -> None:
+        """``out``: the directory that is asked for; None: one below ``results``, named for the time and scenario.
+
+        ``zero_wall_ns`` is when the run's clock begins, None: now. ``suffix`` is the end of the directory's name.
+        """
         self.clock = Clock()
-        self.started_wall_ns = time.time_ns()
-        self.folder, self._made_folder = _claim_folder(loaded.scenario.name, results, out, self.started_wall_ns)
+        self.started_wall_ns = time.time_ns() if zero_wall_ns is None else zero_wall_ns
+        name = f"{loaded.scenario.name}{suffix}"
+        self.folder, self._made_folder = _claim_folder(name, results, out, self.started_wall_ns)
         self.facts: dict[str, Any] = {}
         self._loaded = loaded
         self._command = command

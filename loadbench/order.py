@@ -11,6 +11,7 @@ from loadbench.errors import UsageError
 from loadbench.records import Find
 from loadbench.scenario.load import Loaded
 from loadbench.target.containment import RLIMIT_DATA
+from loadbench.target.fleet import Fleet
 from loadbench.target.target import Target
 
 LIMIT_KIND_VARIABLE = "LOADBENCH_MEMORY_LIMIT_KIND"
@@ -52,8 +53,11 @@ async def open_target(loaded: Loaded, headers: Mapping[str, str], say: Callable[
             raise UsageError(f"{LIMIT_KIND_VARIABLE}: expected {RLIMIT_DATA}, got {kind}")
         limit_bytes = scenario.memory_limit_bytes
         return await Target.embedded(scenario.models, source, memory_limit_bytes=limit_bytes, limit_kind=kind)
-    say(f"asking {scenario.redacted().endpoint} what it is")
-    return await Target.at(scenario.endpoint, source, sent_headers(loaded, headers))
+    say(f"asking {', '.join(scenario.redacted().endpoints)} what it is")
+    sent = sent_headers(loaded, headers)
+    if isinstance(scenario.endpoint, str):
+        return await Target.at(scenario.endpoint, source, sent)
+    return await Fleet.of(scenario.endpoint, source, sent)
 
 
 def sent_headers(loaded: Loaded, headers: Mapping[str, str]) -> dict[str, str]:

@@ -95,6 +95,7 @@ NOT_RUN = {
     r"^report .*--weights": "ranks models, and the run here has one; test_choose",
     r"^compare .*--gate": "refuses what has too few runs; test_compare",
     r"^nightly": "minutes; test_nightly",
+    r"^merge": "shards from several machines; test_merge",
     r"^trend nightly-chat": "of a scenario that was not run here; test_trend",
     r"^check .*--probe --model|^check scenarios/choose.yaml --probe": "models of one's own, or an embedded service;"
     " test_checklist",
@@ -104,7 +105,7 @@ NOT_RUN = {
 EXITS = {"--assert": (0, 94, 99)}
 """Where another exit code than 0 is right: a gate that this short run cannot pass."""
 
-NOT_SCENARIOS = {"docs/nightly.md": "a workflow of GitHub's"}
+NOT_SCENARIOS = {"docs/nightly.md": "a workflow of GitHub's", "docs/distributed.md": "a Job of Kubernetes'"}
 
 
 def told(command: Typed) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import shutil
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from loadbench.hdr import (
     HlogReader,
     HlogWriter,
     Ints,
+    Line,
+    Room,
     make_tag,
     split_tag,
 )
@@ -126,6 +130,39 @@ def test_decoding_gives_back_what_was_encoded() -> None:
 def test_a_damaged_histogram_is_refused(end: int) -> None:
     with pytest.raises(ValueError, match="not a histogram"):
         Hdr.decode(filled(lognormal(100)).encode()[:end])
+
+
+def test_a_line_is_added_bit_for_bit_as_what_it_decodes_to(tmp_path: Path) -> None:
+    wide = np.concatenate([lognormal(2_000), np.random.default_rng(3).integers(0, LARGEST_NS, 50)])
+    clipped = np.array([-5, 1_000_000, 1 << 60], dtype=np.int64)
+    foreign = HdrHistogram(1, 10**9, 2)
+    for value in (5_000, 70_000, 900_000_000):
+        foreign.record_value(value)
+    ours = [filled(values).encode() for values in (lognormal(1_000), wide, clipped, wide[:1])]
+    room, added, merged = Room(), Hdr(), Hdr()
+    for payload in (*ours, foreign.encode().decode("ascii"), Hdr().encode()):
+        added.add_line(Line("gap.chat.L0", 0.0, 1.0, 0.0, payload), room)
+        merged.merge(Hdr.decode(payload))
+        assert not room.counts.any()
+    assert np.array_equal(added._counts, merged._counts)
+    assert (added.total, added.clipped, added.min_ns) == (merged.total, merged.clipped, merged.min_ns)
+
+
+@pytest.mark.parametrize("end", [-9, 40, 0])
+def test_a_damaged_line_adds_nothing_and_leaves_no_trace(end: int) -> None:
+    room, hdr = Room(), filled(lognormal(100))
+    with pytest.raises(ValueError, match="not a histogram"):
+        hdr.add_line(Line(None, 0.0, 1.0, 0.0, filled(lognormal(100)).encode()[:end]), room)
+    assert hdr.total == 100 and not room.counts.any()
+
+
+@pytest.mark.parametrize("counters", [b"\xff" * 3, b"\x81" * 12, b"\x02" * 30_000])
+def test_counters_that_cannot_be_are_refused(counters: bytes) -> None:
+    raw = base64.b64decode(filled(lognormal(10)).encode())
+    packed = zlib.compress(zlib.decompress(raw[8:])[:40] + counters)
+    encoded = base64.b64encode(raw[:4] + len(packed).to_bytes(4, "big") + packed).decode("ascii")
+    with pytest.raises(ValueError, match="not a histogram"):
+        Hdr.decode(encoded)
 
 
 def test_a_tag_survives_any_kind_of_prompt() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from loadbench.analysis.metrics import LATENCIES
 from loadbench.analysis.summary import Summary
-from loadbench.analysis.timeline import GIVEN_UP, Bin, Timeline
+from loadbench.analysis.timeline import GIVEN_UP, Bin, Failed, Timeline
 from loadbench.records import load_title
 from loadbench.report import picture
 from loadbench.report.escape import plain
@@ -233,7 +233,7 @@ def _failures(line: Timeline, x: Spec, lines: Sequence[Spec]) -> Spec:
 
 def _table(line: Timeline, metric: str, bins: Sequence[Bin]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """The same by the clock, with bins put together so that there are few enough rows to be read out."""
-    ends = [*bins, *line.in_flight, *line.failed]
+    ends: list[Bin | Failed] = [*bins, *line.in_flight, *line.failed]
     if not ends:
         return ("time",), ()
     start_s, end_s = min(bin_.start_s for bin_ in ends), max(bin_.end_s for bin_ in ends)
