@@ -10,7 +10,7 @@ One path, five rooms::
      stage  shapes          models  foundry     client  exchange           stats  summary        markdown  tables
      prompts  arrivals      synthetic  fake     sse  recorder  merge       cautions  slo  road   live  frame  plan
      plan  units            memory  probe       crew  worker  pulse        saturation  search    findings
-                            state  recovery                                verdict  sentences   figures  html
+                            state  recovery    seat  post  cluster         verdict  sentences   figures  html
                                                                            candidates  energy    decision
 
     records.py   Prompt, Request, Sample, the loads and the level: the plain things that move
@@ -22,7 +22,10 @@ One path, five rooms::
     order.py     what a run is asked to do beside its scenario, and who is asked
     runner.py    the order of things; course.py decides what is measured next, journal.py keeps run.json
     lineup.py    the models of a run: found, downloaded, loaded, unloaded, failed; keep_warm.py has one not fall asleep
+    hosts.py     watches the memory of a fleet's hosts, where they have probes
     vigil.py     watches the target's memory beside the run; aftermath.py sees to a target that has died
+    slots.py     when the levels of a shard begin that runs by itself; shards.py makes one run of such shards' runs, and
+                 merge_cli.py is the command merge
     stall.py     ends a level whose target has stopped for ever
     afresh.py    a process of its own for each rung of a memory ladder
     progress.py  tells the live view where the run is
@@ -32,7 +35,8 @@ One path, five rooms::
     checklist.py asks, for check --probe, whether a run would work, and has a cure for each answer that is no
     chronicle.py notes every run in the history of its results folder, with the commit; trend_cli.py is the command
                  trend
-    nightly.py   runs every scenario of a folder in a process of its own; clean_cli.py removes old runs
+    nightly.py   runs every scenario of a folder in a process of its own, nightly_compare.py holds it against its last
+                 good night; clean_cli.py removes old runs
     models_cli.py  the command models: list, pull, load, unload, add, rm
     repeats.py   the same run several times, and the report of such a group
     compare_cli.py the command compare: which runs are the base, which are new, and the exit code

@@ -18,6 +18,7 @@ from loadbench.commands import INTERRUPTED, load, repeat_command, run_in_loop, s
 from loadbench.errors import LoadbenchError, UsageError
 from loadbench.records import Find
 from loadbench.report.asked import gate_options
+from loadbench.report.escape import as_line
 
 ELSEWHERE = {
     "clean": ("loadbench.clean_cli", "clean_command", "Remove all but the last runs and nights from the results."),
@@ -27,6 +28,7 @@ ELSEWHERE = {
         "Tell whether new runs are slower or faster than old ones.",
     ),
     "fake": ("loadbench.target.fake_cli", "fake_command", "Serve the scripted endpoint, which answers as it is told."),
+    "merge": ("loadbench.merge_cli", "merge_command", "Make one run of the runs of its shards."),
     "models": ("loadbench.models_cli", "models_command", "List, fetch, load and register models."),
     "nightly": ("loadbench.nightly", "nightly_command", "Run every scenario of a folder, and compare with last night."),
     "probe": (
@@ -68,7 +70,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(context)
         except LoadbenchError as error:
-            click.echo(f"loadbench: {error}", err=True)
+            click.echo(as_line(f"loadbench: {error}"), err=True)
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None
@@ -76,7 +78,7 @@ class _Commands(click.Group):
             sys.stderr.close()
             raise SystemExit(1) from None
         except OSError as error:  # what is read and written by us has errors of its own: this is the terminal's side
-            click.echo(f"loadbench: {error.filename or 'the output'}: {error.strerror}", err=True)
+            click.echo(as_line(f"loadbench: {error.filename or 'the output'}: {error.strerror}"), err=True)
             raise SystemExit(2) from None
 
 
@@ -119,6 +121,9 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the results; new or empty.")
 @_find_option
 @click.option("--workers", metavar="N|auto", default="1", show_default=True, help="Load processes.")
+@click.option("--cluster", metavar="ADDRESS", help="Put them on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+@click.option("--shard", metavar="I/N", help="Be shard I, from 0, of N that run on machines of their own.")
+@click.option("--start-at", metavar="TIME", help="Beside --shard: when all begin, 2026-11-22T14:20:00Z or +90s.")
 @click.option("--i-own-the-target", is_flag=True, help="Let a memory ladder load it until it fails, though not ours.")
 @_weights_option
 @_file_options
@@ -128,6 +133,9 @@ def run(
     out: Path | None,
     find: Find | None,
     workers: str,
+    cluster: str | None,
+    shard: str | None,
+    start_at: str | None,
     i_own_the_target: bool,
     weights: str | None,
     stable: bool,
@@ -149,7 +157,9 @@ def run(
     from loadbench.order import Order
     from loadbench.repeats import run_all
     from loadbench.scenario.variables import key_headers
+    from loadbench.slots import moment_of, shard_of
 
+    place, start_at_wall_ns = shard_of(shard), moment_of(start_at, shard)
     weighed, loaded = _weights(weights), load(options, find)
     order = Order(
         loaded=loaded,
@@ -158,12 +168,15 @@ def run(
         command=repeat_command(loaded),
         headers=key_headers(os.environ),
         workers=_workers(workers),
+        cluster=cluster,
         find=find,
         i_own_the_target=i_own_the_target,
+        shard=place,
+        start_at_wall_ns=start_at_wall_ns,
     )
     told: dict[str, Any] = {"quiet": quiet, "as_json": as_json, "weights": weighed, "stable": stable, "form": form}
-    told["gates"], told["note"] = gates, Chronicle(order.results).note
-    raise SystemExit(run_all(order, run_in_loop, partial(_tell, **told), quiet=quiet, as_json=as_json))
+    told["gates"], told["note"] = gates, Chronicle(order.results).note if shard is None else None  # a part is no run
+    raise SystemExit(run_all(order, run_in_loop, partial(tell, **told), quiet=quiet, as_json=as_json))
 
 
 @main.command()
@@ -185,8 +198,8 @@ def report(directory: Path, quiet: bool, as_json: bool, weights: str | None, **f
     """Make every number of DIRECTORY again from its samples, and show them. Exits as the run did."""
     from loadbench.repeats import report_all
 
-    tell = partial(_tell, quiet=quiet, as_json=as_json, weights=_weights(weights), **files)
-    raise SystemExit(report_all(directory, tell, quiet=quiet, as_json=as_json))
+    told = partial(tell, quiet=quiet, as_json=as_json, weights=_weights(weights), **files)
+    raise SystemExit(report_all(directory, told, quiet=quiet, as_json=as_json))
 
 
 def _weights(text: str | None) -> dict[str, float] | None:
@@ -207,8 +220,11 @@ def _workers(text: str) -> int | None:
     return int(text)
 
 
-def _tell(directory: Path, *, quiet: bool, as_json: bool, weights: Any, note: Any = None, **files: Any) -> int:
-    """``files``: those that were asked for, as ``write_report`` takes them. ``note`` keeps what came of a new run."""
+def tell(directory: Path, *, quiet: bool, as_json: bool, weights: Any = None, note: Any = None, **files: Any) -> int:
+    """Report a run, and say with which exit code it ends.
+
+    ``files``: those that were asked for, as ``write_report`` takes them. ``note`` keeps what came of a new run.
+    """
     from loadbench.analysis.verdict import exit_code, why
     from loadbench.report import github
     from loadbench.report.console import print_report
@@ -225,7 +241,7 @@ def _tell(directory: Path, *, quiet: bool, as_json: bool, weights: Any, note: An
     code = exit_code(summary)
     github.tell(summary, code, err=as_json)
     if code not in (0, INTERRUPTED):
-        click.echo(f"loadbench: {why(summary, code)}", err=True)
+        click.echo(as_line(f"loadbench: {why(summary, code)}"), err=True)
     if note is not None:
         note(directory, summary, code)
     return code
@@ -312,7 +328,7 @@ def serve(models: tuple[str, ...], host: str, port: int) -> None:
                 with Download(model.id, None) as view:
                     await target.pull(asked, view.advance, say=view.say)
                 model = await target.load(model)
-                click.echo(f"{model.base_url}  {model.id}")
+                click.echo(as_line(f"{model.base_url}  {model.id}"))
             await target.ended()
         finally:
             await target.close()

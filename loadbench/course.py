@@ -117,6 +117,8 @@ def sought(find: Find, loaded: Loaded) -> Sought:
     if scenario.slo is None:
         example = "slo: {ttft: {p95: 2s}}"
         raise UsageError(f"--find {find}: expected an slo in {loaded.path}, such as {example}, got none")
+    if find == "max-rate" and scenario.balance == "per_user":
+        raise UsageError(f"--find {find}: expected users beside balance: per_user, got requests that are nobody's")
     number, stage, loads = _stage_for(find, scenario.stages)
     values = [load.concurrency if isinstance(load, Closed) else load.rate_per_s for load in loads]
     low, high = (min(values), max(values)) if len(set(values)) > 1 else DEFAULT_BOUNDS[find]

@@ -138,7 +138,7 @@ class Watch:
         )
         if shard is None or level is None:
             return base
-        counters = shard.counters()
+        counters, sickest = shard.counters(), shard.sickest()
         since_ns, ok, chunks = self._mark(now_ns, counters.outcomes["ok"], counters.chunks)
         elapsed_s = (now_ns - since_ns) / 1e9
         histogram = counters.ttft if self._streamed else counters.e2e
@@ -148,6 +148,7 @@ class Watch:
             base,
             share=_share(level, shard.start_ns, counters.issued, now_ns),
             in_flight=counters.in_flight,
+            sickest=None if sickest is None else (sickest[0], sickest[1] / 1e6),
             requests_per_s=(counters.outcomes["ok"] - ok) / elapsed_s if elapsed_s > 0 else None,
             tokens_per_s=(counters.chunks - chunks) / elapsed_s if elapsed_s > 0 and self._streamed else None,
             p50_ms=None if p50_ns is None else p50_ns / 1e6,

@@ -49,7 +49,7 @@ class Sample(NamedTuple):
     counts content deltas; ``output_tokens`` comes from where ``token_source`` says (``usage`` or ``chunks``; None: no
     token seen). ``max_gap_ns`` is the largest pause between two content chunks, ``stall_ns`` the sum of the pauses over
     one second. ``place`` is the prompt's; ``answer_hash`` is `engine.text`'s of what was answered, None where
-    nothing was.
+    nothing was. ``endpoint`` is which of a fleet was asked, None where there is one.
     """
 
     level: int
@@ -79,6 +79,7 @@ class Sample(NamedTuple):
     connect_ns: int | None
     place: int | None = None
     answer_hash: str | None = None
+    endpoint: int | None = None
 
 
 class Asked(NamedTuple):

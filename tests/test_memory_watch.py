@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from loadbench.target.memory import MemoryWatch, Roots
+from loadbench.target.memory_figures import GpuFigures, MemoryFigures
 from loadbench.target.processes import find_service
+from loadbench.vigil import in_gpus
 
 MEBIBYTE = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -210,3 +213,13 @@ def test_of_processes_that_share_a_listening_socket_the_parent_is_the_service() 
         assert what.endswith(f"({process.pid}) on port {port}")
         process.stdin.close()
     assert find_service(port=port) == (None, f"port {port} is not listened on")
+
+
+def test_what_windows_counts_on_the_gpus_comes_before_what_the_driver_does_as_in_the_report() -> None:
+    driver = GpuFigures(0, "A100", used_bytes=6 << 30, total_bytes=8 << 30, process_bytes=2 << 30)
+    assert in_gpus(MemoryFigures(gpus=(driver,))) == (2 << 30, 8 << 30)
+    assert in_gpus(MemoryFigures(gpus=(driver,), gpu_dedicated_bytes=5 << 30)) == (5 << 30, 8 << 30)
+    unknown = replace(driver, process_bytes=None)
+    assert in_gpus(MemoryFigures(gpus=(unknown,), gpu_dedicated_bytes=5 << 30)) == (5 << 30, 8 << 30)
+    assert in_gpus(MemoryFigures(gpu_dedicated_bytes=5 << 30)) == (5 << 30, None)
+    assert in_gpus(MemoryFigures()) == (0, None)

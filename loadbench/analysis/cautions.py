@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from loadbench.analysis import clients, fleet, sharded
 from loadbench.analysis.memory_leak import SO_FAR
 from loadbench.analysis.metrics import LATENCIES
 from loadbench.analysis.road import AT_ONCE_S, is_over
@@ -63,16 +64,17 @@ def client_bound(client: Client, latency_ms: Latencies, *, whole: bool = False) 
     at, lag_ms = next(((q, ms) for q in ("p99", "p95", "p90", "max") if (ms := lag.value(q)) is not None), ("", None))
     tail = "p50" if first.p95 is None else "p95"
     reasons, of = [], "E2E" if whole else "first-token"
+    looped, paused = (client.whose.get(name) for name in ("loop_lag_p99_ms", "gc_pause_max_ms"))
     for what, late_ms, held_against in (
         (f"requests left late, {at}", lag_ms, "p50"),
-        ("the event loop ran late, p99", client.loop_lag_p99_ms, tail),
-        ("a collector pause held it up, at most", client.gc_pause_max_ms, "p50"),
+        (f"the event loop {f'of {looped} ' if looped else ''}ran late, p99", client.loop_lag_p99_ms, tail),
+        (f"a collector pause held {paused or 'it'} up, at most", client.gc_pause_max_ms, "p50"),
     ):
         first_ms = first.value(held_against)
         if late_ms is not None and first_ms is not None and late_ms > BOUND_SHARE * first_ms:
             reasons.append(f"{what} {late_ms:.1f} ms: {late_ms / first_ms:.0%} of the {of} {held_against}")
     if client.cpu_share is not None and client.cpu_share > BUSY_SHARE:
-        reasons.append(f"our process used {client.cpu_share:.0%} of a core")
+        reasons.append(f"{client.whose.get('cpu_share', 'our process')} used {client.cpu_share:.0%} of a core")
     if client.ceiling_share is not None and client.ceiling_share > BUSY_SHARE:
         reasons.append(f"the load was {client.ceiling_share:.0%} of what this machine was calibrated to take")
     known = (lag_ms is not None or client.loop_lag_p99_ms is not None) and first.p50 is not None
@@ -120,10 +122,11 @@ def _of_times(level: Level, run: RunData, span: Span, clipped: int) -> Found:
         *_samples(level, span),
         *_tokens(level, span),
         *_warm_up(level, span),
-        *_steady(level, span),
+        *_steady(level, run, span),
         *_ours(level, run, span),
         *_measurement(level, run, clipped),
         *_target(level),
+        *fleet.doubts(level),
     )
 
 
@@ -225,7 +228,7 @@ def _warm_up(level: Level, span: Span) -> Found:
         yield "warmup_kept", reason, f"raise warmup: {{requests: …}}, or {longer}"
 
 
-def _steady(level: Level, span: Span) -> Found:
+def _steady(level: Level, run: RunData, span: Span) -> Found:
     metric, values_ns = headline_of(span.samples, span.ok, span.headline)
     settled = span.beginning is None or span.beginning.cut is not None
     found = drift(values_ns[span.inside & ~np.isnan(values_ns)])
@@ -236,7 +239,7 @@ def _steady(level: Level, span: Span) -> Found:
         reason = f"{LATENCIES[metric].title} p50 went from {before} in the first third to {after} in the last"
         yield "drift", reason, "no percentile describes both: find out what changed, or run it longer"
     if isinstance(level.load, ClosedLoad) and not level.load.legs and level.concurrency_reached is not None:
-        users = level.load.concurrency
+        users = sharded.users_of(run.facts, level.load.concurrency)
         if level.concurrency_reached < REACHED_SHARE * users:
             reason = f"{level.concurrency_reached:,.1f} of {users:,} users had a request in flight on average"
             yield "concurrency_missed", reason, "make the level longer, or see why users waited"
@@ -273,6 +276,7 @@ def _ours(level: Level, run: RunData, span: Span) -> Found:
     if level.load.kind == "open" and due and sent < ASKED_SHARE * due:
         reason = f"{sent} of {due} requests that were due left in time ({sent / due:.1%})"
         yield "rate_missed", reason, "lower the rate: this level's load is not the one that was asked for"
+    yield from clients.late_start(client.start_late_ms, client.whose.get("start_late_ms"))
 
 
 def _measurement(level: Level, run: RunData, clipped: int) -> Found:
@@ -296,7 +300,7 @@ def _measurement(level: Level, run: RunData, clipped: int) -> Found:
 
 def _target(level: Level) -> Found:
     state, evidence, rss = level.target.state, level.target.evidence, level.target.rss_bytes
-    if state not in (None, "healthy"):
+    if state not in (None, "healthy") and not level.endpoints:
         why = f": {'; '.join(evidence)}" if evidence else ""
         yield "unhealthy_target", f"the target was {state} at the end of the level{why}", "read the service's log"
     if rss.before is not None and rss.after is not None:
@@ -350,6 +354,8 @@ def _whole(summary: Summary, run: RunData) -> Found:
                 else:
                     yield "no_line", reason, "take no load from it that was not measured"
                 break
+    yield from clients.clocks(summary.cluster)
+    yield from sharded.doubts(run.facts)
     warm = run.samples.said(run.samples.phase, "warmup")
     if summary.levels and not warm.any():
         yield "no_warmup", "no warm-up request: the first level pays for what happens once", "set warmup: {requests: 2}"

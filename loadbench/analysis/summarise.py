@@ -18,9 +18,12 @@ from pydantic import ValidationError
 from loadbench.analysis import (
     candidates,
     cautions,
+    clients,
     determinism,
     energy,
+    fleet,
     gates,
+    ladder,
     memory,
     quality,
     recoveries,
@@ -96,12 +99,14 @@ def summarise(run: RunData, weights: Mapping[str, float] | None = None, asked: g
         memory=takes,
         recoveries=recoveries.of_run(run, levels),
         memory_source=facts.get("memory"),
-        ladders=verdict.ladders(facts["scenario"]),
+        ladders=ladder.ladders(facts["scenario"]),
         answers=determinism.answers(run),
         quality=graded,
         agreements=agreements,
+        cluster=clients.cluster_of(facts),
     )
     if asked is not None:
+        summary = replace(summary, allow_indicative=asked.allow_indicative)
         summary = replace(summary, gates=gates.held(asked, summary, verdict.gates(summary)))
     summary = replace(summary, decision=candidates.decide(run, spans, summary, weights))
     summary = replace(summary, cautions=cautions.of_run(summary, run))
@@ -270,6 +275,7 @@ def _level(
         road=road,
         intervals=() if span.is_rung else intervals_of(span, plan, objective),
         energy=energy.with_tokens(power, throughput["joules_per_output_token"], run.facts["scenario"]),
+        endpoints=fleet.endpoints_of(run, span),
     )
     clipped = sum(hdr.clipped for hdr in gaps.values())
     return replace(level, cautions=cautions.of_level(level, run, span, clipped))
@@ -317,13 +323,17 @@ def _client(
         others_share=_others_share(run, span),
         new_connections=facts.get("new_connections"),
         rss_bytes=facts.get("rss_bytes"),
+        start_late_ms=_ms(facts.get("start_late_ns")),
+        whose=clients.whose(facts),
     )
     because = cautions.client_bound(client, latency_ms)
     return replace(client, bound=because if because is None else bool(because), bound_because=because or ())
 
 
 def _others_share(run: RunData, span: Span) -> float | None:
-    """What programs that are neither we nor the target used of this machine's CPU."""
+    """What programs that are neither we nor the target used of this machine's CPU; None where we were on others."""
+    if run.facts.get("cluster"):
+        return None
     end, cores = span.events.end or {}, run.facts["environment"].get("cores")
     client, target_s = end.get("client", {}), end.get("target", {}).get("cpu_s")
     machine_s, elapsed_s = client.get("machine_cpu_s"), client.get("elapsed_s")
@@ -334,7 +344,12 @@ def _others_share(run: RunData, span: Span) -> float | None:
 
 
 def _ceiling_share(run: RunData, span: Span, tokens_per_s: float | None, issued_per_s: float | None) -> float | None:
-    """How much of what this machine was calibrated to take the level took; the greater of events and requests."""
+    """How much of what this machine was calibrated to take the level took; the greater of events and requests.
+
+    None where it was sent from others.
+    """
+    if run.facts.get("cluster"):
+        return None
     calibration, processes = run.facts.get("calibration") or {}, run.facts.get("workers") or 1
     chunks, tokens = float(span.samples.chunks.sum()), float(np.nansum(span.samples.output_tokens))
     events_per_s = tokens_per_s * chunks / tokens if tokens_per_s and tokens else None

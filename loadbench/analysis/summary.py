@@ -6,12 +6,13 @@ What never happened or could not be known is None (null), never 0. Filling them 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from loadbench.analysis.agreement import Agreement
+from loadbench.analysis.clients import Cluster
 from loadbench.analysis.decision import Decision
 from loadbench.analysis.determinism import Answers
 from loadbench.analysis.energy import Energy
@@ -98,12 +99,43 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
+class Rss:
+    """Resident memory of the target's processes around one level."""
+
+    before: int | None = None
+    peak: int | None = None
+    after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AtEndpoint:
+    """One endpoint of a fleet within a level, and how it was after it.
+
+    ``died_after_s``, from the level's start, is when the first request failed there after which none succeeded; None
+    where it lives or none did.
+    """
+
+    url: str
+    requests: Requests
+    throughput: dict[str, float | None]
+    tokens: Tokens
+    latency_ms: Latencies
+    state: str | None
+    evidence: tuple[str, ...]
+    rss_bytes: Rss
+    died_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """Our own state during a level. ``bound`` says whether we, not the target, shaped the numbers, and why.
 
     ``ceiling_share`` is what the level took of the calibrated ceiling, of events or requests per second whichever is
     more; None without a calibration. ``others_share`` is what programs that are neither we nor the target used of this
     machine's CPU, all cores together; None where the target is here and what it used is not known.
+
+    Of several processes it is the worst that counts, and ``whose`` names it, figure by figure. ``start_late_ms`` is how
+    long after the level's start the last of them began.
     """
 
     bound: bool | None
@@ -118,15 +150,8 @@ class Client:
     others_share: float | None = None
     new_connections: int | None = None
     rss_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rss:
-    """Resident memory of the target's processes around one level."""
-
-    before: int | None = None
-    peak: int | None = None
-    after: int | None = None
+    start_late_ms: float | None = None
+    whose: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +290,7 @@ class Level:
     intervals: tuple[Interval, ...] = ()
     memory: LevelMemory | None = None
     energy: Energy | None = None
+    endpoints: tuple[AtEndpoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +332,7 @@ class Summary:
     asked prompts to be marked, ``agreements`` of each judge over all of them.
 
     ``answers`` says which prompts were answered the same every time, prompt by prompt, where that was to be so.
+    ``cluster`` is where the load came from, None: from this machine alone.
     ``gates`` are the command line's assertions, each at every level that it is of.
     """
 
@@ -337,6 +364,8 @@ class Summary:
     agreements: tuple[Agreement, ...] = ()
     answers: tuple[Answers, ...] = ()
     gates: tuple[Gate, ...] = ()
+    allow_indicative: bool = False
+    cluster: Cluster | None = None
 
 
 def schema() -> dict[str, Any]:
@@ -358,8 +387,10 @@ def schema() -> dict[str, Any]:
         rate.name: {"description": f"{rate.definition} In {rate.unit}.", "type": ["number", "null"]}
         for rate in RATES.values()
     }
-    level, kind = made["$defs"]["Level"]["properties"], made["$defs"]["Kind"]["properties"]
-    level["throughput"] = {"type": "object", "properties": rates, "required": list(rates)}
-    level["latency_ms"] = kind["latency_ms"] = {"type": "object", "properties": latencies, "required": list(latencies)}
+    for name in ("Level", "AtEndpoint", "Kind"):
+        part = made["$defs"][name]["properties"]
+        part["latency_ms"] = {"type": "object", "properties": latencies, "required": list(latencies)}
+        if "throughput" in part:
+            part["throughput"] = {"type": "object", "properties": rates, "required": list(rates)}
     made["properties"]["schema"] = {"const": SCHEMA}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "loadbench summary", **made}

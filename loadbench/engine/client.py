@@ -27,6 +27,9 @@ from loadbench.records import Asked, Request, Sample
 GRACE_NS = 1_000_000_000
 """How long after [DONE] the HTTP message may take to end before the connection is given up (the sample is whole)."""
 
+OPEN_TIMEOUT_S = 5.0
+"""How long a connection may take that is made ready before a level: one of a fleet may never answer again."""
+
 
 class Client:
     """Connections to one endpoint, kept warm, and one request at a time on each.
@@ -127,7 +130,8 @@ class Client:
     async def _connect_in_time(self, exchange: Exchange | None = None) -> _Connection:
         """Connect before the first-token deadline, for this exchange if `abort` is to end it too."""
         wire = self.wire if exchange is None else exchange.wire
-        async with asyncio.timeout(wire.first_token_s) as patience:
+        longest_s = wire.first_token_s if exchange is not None else min(wire.first_token_s, OPEN_TIMEOUT_S)
+        async with asyncio.timeout(longest_s) as patience:
             if exchange is None:
                 return await self._connect()
             self._connecting[exchange] = patience

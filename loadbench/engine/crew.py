@@ -10,38 +10,43 @@ import asyncio
 import contextlib
 import math
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from loadbench.engine.exchange import Wire
 from loadbench.engine.load import Clock
+from loadbench.engine.pulse import together
+from loadbench.engine.seat import Line, Pipe, Seat
 from loadbench.engine.shard import Counters, Shard
-from loadbench.platform import apart, describe_exit
 from loadbench.records import Closed, Level, Sample
 from loadbench.scenario.prompts import PromptMix
 
 HEAD_START_NS = 200_000_000
 """Between the order to measure and the moment at which all start: orders arrive within a few ms."""
 
+HEAD_START_TRIPS = 4
+"""The same in round trips to the worker that is slowest to answer, where that is more."""
+
 START_TIMEOUT_S = 60.0
 SILENCE_S = 10.0  # a worker that measures speaks four times a second
-END_TIMEOUT_S = 5.0
+
+Start = Callable[[Mapping[str, Any]], Awaitable[Line]]
+"""Starts a load process that carries out an order."""
 
 
 class Crew(Shard):
     """A `Shard` that can hire others to send its load; until it does, it sends by itself."""
 
-    def __init__(self, folder: Path, clock: Clock, started_wall_ns: int) -> None:
-        super().__init__(folder, clock, started_wall_ns)
+    def __init__(self, folder: Path, clock: Clock, started_wall_ns: int, index: int = 0, count: int = 1) -> None:
+        super().__init__(folder, clock, started_wall_ns, index, count)
         self._folder = folder
         self._started_wall_ns = started_wall_ns
-        self._workers: list[_Worker] = []
-        self._wire: dict[str, Any] = {}
+        self._workers: list[Seat] = []
+        self._wires: dict[str, Any] = {}
+        self._told_wires: dict[str, Any] | None = None
+        self._warm: set[str] = set()
         self._stopped = asyncio.Event()
 
     @property
@@ -49,21 +54,35 @@ class Crew(Shard):
         """How many processes send."""
         return len(self._workers) or 1
 
-    async def hire(self, workers: int, scenario: Mapping[str, Any], prompts: Path) -> None:
-        """Start so many processes, once. ``scenario`` is the resolved one as JSON, ``prompts`` its folder."""
+    @property
+    def hired(self) -> bool:
+        """Whether others send."""
+        return bool(self._workers)
+
+    async def hire(self, workers: int, scenario: Mapping[str, Any], prompts: Path, start: Start = Pipe.start) -> None:
+        """Start so many processes, once. ``scenario`` is the resolved one as JSON, ``prompts`` its folder.
+
+        ``start`` says where: here, or somewhere on a cluster.
+        """
+        orders, (mine, count) = [], self._place
         for index in range(workers):
             folder = self._folder / "shards" / str(index)
             folder.mkdir(parents=True)
-            order = {
-                "index": index,
-                "count": workers,
-                "folder": str(folder),
-                "origin_ns": self.clock.origin_ns,
-                "started_wall_ns": self._started_wall_ns,
-                "scenario": scenario,
-                "prompts": str(prompts),
-            }
-            self._workers.append(await _Worker.start(order, self._on_death))
+            orders.append(
+                {
+                    "index": mine + count * index,  # together they are this shard of ``count``
+                    "count": count * workers,
+                    "folder": str(folder),
+                    "origin_ns": self.clock.origin_ns,
+                    "started_wall_ns": self._started_wall_ns,
+                    "scenario": scenario,
+                    "prompts": str(prompts),
+                    "traces": {},
+                    "endpoints": [(wire["host"], wire["port"]) for wire in self._wires.get("wires", ())],
+                }
+            )
+        lines = await asyncio.gather(*map(start, orders))
+        self._workers = [Seat(line, index, self._on_death) for index, line in enumerate(lines)]
         await self._all_say("ready", START_TIMEOUT_S)
 
     async def __aexit__(self, *error: Any) -> None:
@@ -71,9 +90,10 @@ class Crew(Shard):
         await asyncio.gather(*(worker.end() for worker in self._workers))
         await super().__aexit__(*error)
 
-    def talk_to(self, wire: Wire) -> None:
-        super().talk_to(wire)
-        self._wire = asdict(wire)
+    def talk_to(self, *wires: Wire, per_user: bool = False) -> None:
+        super().talk_to(*wires, per_user=per_user)
+        self._wires = {"wires": [asdict(wire) for wire in wires], "per_user": per_user}
+        self._told_wires = None
 
     def stop(self, reason: str) -> None:
         super().stop(reason)
@@ -104,23 +124,28 @@ class Crew(Shard):
             total.add(worker.counters)
         return total
 
+    def sickest(self) -> tuple[str, int] | None:
+        if len(self._workers) < 2:
+            return None
+        worst = max(self._workers, key=lambda worker: worker.lag_ns)
+        return worst.name, worst.lag_ns
+
     async def measure(
         self, level: Level, mix: PromptMix, drain_s: float, start_ns: int | None = None
     ) -> dict[str, Any]:
         if not self._workers:
             return await super().measure(level, mix, drain_s, start_ns)
-        told = {"level": level.as_json()}
-        self._tell_all(do="talk_to", wire=self._wire, e2e_s=self.e2e_s, chars_per_token=mix.chars_per_token)
-        self._tell_all(do="prepare", **told)
-        await self._all_say("ready", START_TIMEOUT_S)
+        await self.get_ready(level, mix)
         self.level = level
         self.pulse.begin()
-        start_ns = self.clock.now_ns() + HEAD_START_NS
+        slowest_ns = max(worker.round_trip_ns for worker in self._workers)
+        if start_ns is None:
+            start_ns = self.clock.now_ns() + max(HEAD_START_NS, HEAD_START_TRIPS * slowest_ns)
         self.start_ns, self.phase = start_ns, "load"
         for worker in self._workers:
             worker.counters = Counters()
         self.recorder.event(start_ns, "level_start", level=level.index)
-        self._tell_all(do="measure", drain_s=drain_s, start_ns=start_ns, **told)
+        self._tell_all(do="measure", drain_s=drain_s, start_ns=start_ns, level=level.as_json())
         said = await self._all_say("measured", SILENCE_S)
         reasons = [answer["reason"] for answer in said]
         self.reason = next((reason for reason in reasons if reason not in ("duration", "requests")), None) or (
@@ -133,18 +158,19 @@ class Crew(Shard):
         self.issued_s = (issued_ns - start_ns) / 1e9
         self.recorder.event(issued_ns, "issue_end", level=level.index, reason=self.reason)
         self.start_ns, self.phase = None, "idle"
-        return self._client_facts([answer["client"] for answer in said])
+        facts = together(self.pulse.facts(), [answer["client"] for answer in said])
+        facts["workers"] += [worker.place for worker in self._workers if worker.lost]  # who tell nothing more
+        return facts
 
-    def _client_facts(self, workers: list[dict[str, Any]]) -> dict[str, Any]:
-        """The crew's state over a level: costs are added up, of what harms a stamp the sickest worker's counts."""
-        worst = {"cpu_share", "loop_lag_p99_ns", "loop_lag_max_ns", "gc_pause_max_ns"}
-        facts = self.pulse.facts()
-        for name in facts.keys() & (worst | {"cpu_s", "gc_pauses", "rss_bytes"}):
-            values = [one[name] for one in (*workers, facts) if one[name] is not None]
-            facts[name] = (max(values) if name in worst else sum(values)) if values else None
-        for name in ("new_connections", "connections_opened_before", "in_flight_ns"):
-            facts[name] = sum(one[name] for one in workers)
-        return facts | {"workers": workers}
+    async def get_ready(self, level: Level, mix: PromptMix) -> None:
+        """Have every worker connected and, once a model, warmed up: none has its first request in a level."""
+        if self._told_wires != self._wires:  # else their connections are kept
+            self._tell_all(do="talk_to", **self._wires, chars_per_token=mix.chars_per_token)
+            self._told_wires = self._wires
+        warm_up = level.model not in self._warm
+        self._warm.add(level.model)
+        self._tell_all(do="prepare", level=level.as_json(), e2e_s=self.e2e_s, warm_up=warm_up)
+        await self._all_say("ready", START_TIMEOUT_S)
 
     def _tell_all(self, **order: Any) -> None:
         for worker in self._workers:
@@ -155,101 +181,19 @@ class Crew(Shard):
         said = await asyncio.gather(*(worker.says(answer, silence_s) for worker in self._workers))
         return [one for one in said if one is not None]
 
-    def _on_death(self, index: int, how: str) -> None:
-        self.failure = self.failure or f"worker {index} {how}"
+    def _on_death(self, worker: Seat, how: str) -> None:
+        when = ""
+        if self.start_ns is not None and self.level is not None:
+            when = f", {(self.clock.now_ns() - self.start_ns) / 1e9:.1f} s into level {self.level.index}"
+        self.failure = self.failure or f"{worker.name} {how}{when}"
         self.stop("worker_died")
 
 
-class _Worker:
-    """One process of the crew, as seen from here. ``counters`` is what it last said of the level."""
-
-    def __init__(self, process: asyncio.subprocess.Process, index: int, on_death: Callable[[int, str], None]) -> None:
-        self.counters = Counters()
-        self._process = process
-        self._index = index
-        self._on_death = on_death
-        self._ending = False
-        self._end: str | None = None
-        self._heard_s = 0.0
-        self._answers: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self._reader = asyncio.create_task(self._read())
-
-    @classmethod
-    async def start(cls, order: Mapping[str, Any], on_death: Callable[[int, str], None]) -> _Worker:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "loadbench.engine.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=1 << 22,
-            **apart(),
-        )
-        worker = cls(process, order["index"], on_death)
-        worker._write(order)
-        return worker
-
-    def tell(self, **order: Any) -> None:
-        self._write(order)
-
-    def _write(self, order: Mapping[str, Any]) -> None:
-        """Headers with a key go this way too: a pipe, and never an argument or the environment."""
-        assert self._process.stdin is not None
-        if self._process.returncode is None and not self._process.stdin.is_closing():
-            self._process.stdin.write(orjson.dumps(order) + b"\n")
-
-    async def says(self, answer: str, silence_s: float) -> dict[str, Any] | None:
-        """Its next answer of that name; None where it died instead, or was killed for saying nothing for so long."""
-        loop = asyncio.get_running_loop()
-        self._heard_s = loop.time()
-        while True:
-            try:
-                async with asyncio.timeout_at(self._heard_s + silence_s):
-                    said = await self._answers.get()
-            except TimeoutError:
-                if loop.time() >= self._heard_s + silence_s:
-                    self._end = f"said nothing for {silence_s:g} s and was killed"
-                    with contextlib.suppress(ProcessLookupError):  # it is gone already: that is the error to be told
-                        self._process.kill()
-                    silence_s = END_TIMEOUT_S + silence_s
-                continue
-            if said is None:
-                self._answers.put_nowait(None)  # it stays dead
-                return None
-            if said["answer"] == answer:
-                return said
-
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        while line := await self._process.stdout.readline():
-            said = orjson.loads(line)
-            self._heard_s = asyncio.get_running_loop().time()
-            if said["answer"] == "failed":
-                self._end = f"failed: {said['text']}"
-            if "counters" in said:
-                self.counters = Counters.from_json(said["counters"])
-            if said["answer"] != "counters":
-                self._answers.put_nowait(said)
-        code = await self._process.wait()
-        if not self._ending:
-            self._on_death(self._index, self._end or f"died: {describe_exit(code)}")
-        self._answers.put_nowait(None)  # after the reason is known: whoever waits for an answer then asks for it
-
-    async def end(self) -> None:
-        """Let it close its files and go; by force if it does not."""
-        self._ending = True
-        self.tell(do="end")
-        try:
-            async with asyncio.timeout(END_TIMEOUT_S):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-        await self._reader
-
-
-def workers_wanted(levels: Sequence[Level], last: Sample, max_tokens: int, events_per_s: float | None) -> int:
-    """How many processes keep each below half of its ceiling of content chunks, at most one less than there are cores.
+def workers_wanted(
+    levels: Sequence[Level], last: Sample, max_tokens: int, events_per_s: float | None, most: int | None = None
+) -> int:
+    """How many processes keep each below half of its ceiling of content chunks; at most ``most``, or if that is None
+    one less than there are cores here.
 
     In closed loop every user streams as fast as the ``last`` warm-up request did; in open loop every answer has
     ``max_tokens``. One, where there is no calibration to say that more are needed.
@@ -262,4 +206,4 @@ def workers_wanted(levels: Sequence[Level], last: Sample, max_tokens: int, event
         level.load.concurrency * per_user_s if isinstance(level.load, Closed) else level.load.most_per_s * max_tokens
         for level in levels
     )
-    return max(1, min(math.ceil(wanted / (events_per_s / 2)), (os.cpu_count() or 2) - 1))
+    return max(1, min(math.ceil(wanted / (events_per_s / 2)), most or (os.cpu_count() or 2) - 1))

@@ -25,7 +25,7 @@ class Wire:
 
     ``host`` and ``port`` are what is connected to (an address, resolved once); ``authority`` is what the Host header
     says. ``headers`` may hold secrets: they go to the socket and nowhere else, and where a server repeats one in an
-    error text it is cut out.
+    error text it is cut out. ``endpoint`` is its number in a fleet.
     """
 
     host: str
@@ -40,6 +40,7 @@ class Wire:
     total_s: float
     headers: Mapping[str, str]
     extra: Mapping[str, Any]
+    endpoint: int | None = None
 
     @classmethod
     def to_our_own(cls, port: int, model: str, **changes: Any) -> Wire:
@@ -236,4 +237,5 @@ class Exchange:
             connect_ns=self.connect_ns,
             place=request.prompt.place,
             answer_hash=stream.answer.hash(),
+            endpoint=self.wire.endpoint,
         )

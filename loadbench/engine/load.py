@@ -8,6 +8,7 @@ before it starts and never waits for an answer. Schedules are endless: the level
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from time import perf_counter_ns
 from typing import Protocol
@@ -15,7 +16,7 @@ from typing import Protocol
 from loadbench.records import Closed, Leg, Level, Prompt, Request, Sample
 
 GONE_AFTER = 20
-"""So many refused connections in a row, with nothing answered between them, and the target counts as gone."""
+"""So many refused connections in a row, with nothing answered between them, and an endpoint counts as gone."""
 
 STARTS_A_TURN = 4
 """Requests that may start before the loop looks at its sockets again: a start takes some 50 µs, and of 512 at once the
@@ -50,7 +51,8 @@ class Issuing:
     """Whether a level still starts requests; ``reason``: why not (duration, requests, time, schedule, or as told).
 
     It is shard ``index`` of ``count``: its requests are numbered so that no two shards use a number twice. On the rung
-    of a memory ladder (``once``) each user asks once, and it lasts until all are answered or its time is up.
+    of a memory ladder (``once``) each user asks once, and it lasts until all are answered or its time is up. The target
+    is gone when all its ``endpoints`` are: until then what is due at one that is gone is tried, and fails.
     """
 
     def __init__(self, level: Level, clock: Clock, start_ns: int | None = None, index: int = 0, count: int = 1) -> None:
@@ -66,7 +68,8 @@ class Issuing:
         self.reason: str | None = None
         self.stopped = asyncio.Event()
         self._sleepers: set[asyncio.Future[None]] = set()
-        self._refused_in_a_row = 0
+        self.endpoints = 1
+        self._refused_in_a_row: Counter[int] = Counter()
 
     def may_start(self) -> bool:
         """Closed loop: whether one more request may start now."""
@@ -117,8 +120,9 @@ class Issuing:
 
     def learn(self, sample: Sample) -> None:
         """Take note of an answer: too many refusals in a row mean that nobody is there."""
-        self._refused_in_a_row = self._refused_in_a_row + 1 if sample.outcome == "connect_refused" else 0
-        if self._refused_in_a_row >= GONE_AFTER:
+        endpoint, refused = sample.endpoint or 0, self._refused_in_a_row
+        refused[endpoint] = refused[endpoint] + 1 if sample.outcome == "connect_refused" else 0
+        if refused[endpoint] == GONE_AFTER and sum(n >= GONE_AFTER for n in refused.values()) == self.endpoints:
             self.stop("target_died")
 
     async def sleep_until(self, moment_ns: int) -> None:

@@ -113,6 +113,24 @@ class Pulse:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._beat)
 
 
+HARMS = {"cpu_share", "loop_lag_p99_ns", "loop_lag_max_ns", "gc_pause_max_ns", "steal_share", "start_late_ns"}
+"""What spoils the stamps of the process that has it: of several the worst counts."""
+
+
+def together(own: dict[str, Any], workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The client's facts over a level that several processes measured: costs are added up, of what harms the worst
+    counts. ``own`` are those of whoever put them to work: it costs, and stamps nothing.
+    """
+    facts = dict(own)
+    for name in HARMS:
+        facts[name] = max((one[name] for one in workers if one.get(name) is not None), default=None)
+    for name in ("cpu_s", "gc_pauses", "rss_bytes"):
+        facts[name] = sum(one[name] for one in (*workers, own))
+    for name in ("new_connections", "connections_opened_before", "in_flight_ns"):
+        facts[name] = sum(one[name] for one in workers)
+    return facts | {"workers": workers}
+
+
 def _busy_s(times: Any) -> float:
     """CPU seconds that this machine's programs have used, all cores together; guest times are inside user and nice."""
     names = ("user", "nice", "system", "irq", "softirq")  # Windows has its interrupts inside system

@@ -79,6 +79,7 @@ class Recorder:
         self.good = 0
         self.attempted = 0
         self.outcomes: Counter[str] = Counter()
+        self.endpoints: list[Counter[str]] = []
         self.starved = 0
         self.ttft = Hdr()
         self.e2e = Hdr()
@@ -100,6 +101,9 @@ class Recorder:
         if sample.phase != "load":
             return
         self.outcomes[sample.outcome] += 1
+        if sample.endpoint is not None:
+            self.endpoints += [Counter() for _ in range(sample.endpoint + 1 - len(self.endpoints))]
+            self.endpoints[sample.endpoint][sample.outcome] += 1
         self.starved += sample.detail is not None and is_starved(sample.detail)
         if sample.sent_ns is not None:
             self._array("lag", sample.kind).append(max(0, sample.sent_ns - sample.due_ns))

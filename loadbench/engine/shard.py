@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,7 +33,7 @@ class Counters:
 
     ``ok_in_time`` and ``chunks_in_time`` are without what came in the drain. ``starved`` failed with a text that
     speaks of memory under a limit; ``last_token_ns`` is when the last token came, in this level or before, 0: never.
-    ``streaming`` are in flight and have had a token.
+    ``streaming`` are in flight and have had a token. ``endpoints`` counts the outcomes at each of a fleet.
     """
 
     in_flight: int = 0
@@ -49,6 +49,7 @@ class Counters:
     starved: int = 0
     last_token_ns: int = 0
     streaming: int = 0
+    endpoints: list[Counter[str]] = field(default_factory=list)
 
     @property
     def ended(self) -> int:
@@ -69,6 +70,8 @@ class Counters:
         self.starved += other.starved
         self.last_token_ns = max(self.last_token_ns, other.last_token_ns)
         self.streaming += other.streaming
+        pairs = zip_longest(self.endpoints, other.endpoints, fillvalue=Counter[str]())
+        self.endpoints = [mine + theirs for mine, theirs in pairs]
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "ttft": self.ttft.encode(), "e2e": self.e2e.encode()}
@@ -76,14 +79,16 @@ class Counters:
     @classmethod
     def from_json(cls, said: dict[str, Any]) -> Counters:
         histograms = {name: Hdr.decode(said[name]) for name in ("ttft", "e2e")}
-        return cls(**{**said, "outcomes": Counter(said["outcomes"]), **histograms})
+        counts = {"outcomes": Counter(said["outcomes"]), "endpoints": [Counter(one) for one in said["endpoints"]]}
+        return cls(**{**said, **counts, **histograms})
 
 
 class Shard:
     """Sends and records its part of a run: number ``index`` of ``count``.
 
     ``target_rss`` is what the target was last seen to hold, None where nobody says. ``failure`` says what makes the run
-    invalid, ``start_ns`` when the level that is being measured began, ``issued_s`` how long the last one issued.
+    invalid, ``start_ns`` when the level that is being measured began, ``issued_s`` how long the last one issued,
+    ``lag_ns`` how late the event loop was at most in the last second.
     """
 
     def __init__(
@@ -107,10 +112,12 @@ class Shard:
         self._in_flight_ns = 0
         self.target_rss: int | None = None
         self.e2e_s: float | None = None
-        self._client: Client | None = None
+        self._clients: list[Client] = []
+        self._per_user = False
         self._issuing: Issuing | None = None
         self.issue_end_ns = 0
         self.issued_s = 0.0
+        self.lag_ns = 0
         self._in_time: tuple[int, int] | None = None
         self._place = (index, count)
         self._ticker: asyncio.Task[None] | None = None
@@ -126,15 +133,16 @@ class Shard:
         if self._ticker is not None:
             self._ticker.cancel()
         self.pulse.stop()
-        if self._client is not None:
-            self._client.close()
+        for client in self._clients:
+            client.close()
         self.recorder.close()
 
-    def talk_to(self, wire: Wire) -> None:
-        """From now on requests go there."""
-        if self._client is not None:
-            self._client.close()
-        self._client = Client(wire, self.clock.origin_ns, self.recorder.gaps)
+    def talk_to(self, *wires: Wire, per_user: bool = False) -> None:
+        """From now on requests go there; to the endpoints of a fleet in turn, or each user to one of them."""
+        for client in self._clients:
+            client.close()
+        self._clients = [Client(wire, self.clock.origin_ns, self.recorder.gaps) for wire in wires]
+        self._per_user = per_user
 
     def stop(self, reason: str) -> None:
         """Start nothing any more, in this level or a later one."""
@@ -144,9 +152,10 @@ class Shard:
 
     def cut(self, reason: str) -> None:
         """End this level now: start nothing more of it, and give up what is in flight."""
-        if self._issuing is not None and self._client is not None:
+        if self._issuing is not None:
             self._issuing.stop(reason)
-            self._client.abort("censored", f"given up: {reason}")
+            for client in self._clients:
+                client.abort("censored", f"given up: {reason}")
 
     @property
     def place(self) -> tuple[int | None, str]:
@@ -157,12 +166,12 @@ class Shard:
     # the Sender of the load loops
 
     async def send(self, request: Request) -> Sample:
-        assert self._client is not None
+        client = self._client_of(request)
         self.in_flight += 1
         self._in_flight_ns -= self.clock.now_ns()
         self.recorder.attempted += 1
         try:
-            sample = await self._client.send(request, level=self.level.index if self.level else -1, phase="load")
+            sample = await client.send(request, level=self.level.index if self.level else -1, phase="load")
         finally:
             self.in_flight -= 1
         # Until the answer was whole: that its HTTP message ends later is the server's affair, and in no sample.
@@ -171,26 +180,43 @@ class Shard:
         return sample
 
     def drop(self, request: Request) -> None:
-        assert self._client is not None and self.level is not None
+        assert self.level is not None
         self.recorder.attempted += 1
-        self.recorder.add(self._client.unsent(request, self.level.index, "dropped"))
+        self.recorder.add(self._client_of(request).unsent(request, self.level.index, "dropped"))
 
     def abort(self) -> None:
-        if self._client is not None:
-            self._client.abort("censored", "unfinished when the drain ended")
+        for client in self._clients:
+            client.abort("censored", "unfinished when the drain ended")
+
+    def _client_of(self, request: Request) -> Client:
+        """Whose turn it is in a fleet. The same for every number of shards, but in closed loop without ``per_user``:
+
+        there the requests that a shard sends are not every ``count``-th of one order, and it goes round by its own.
+        """
+        (index, count), turn = self._place, request.seq
+        if request.user is not None:
+            turn = request.user if self._per_user else request.seq // count + index
+        return self._clients[turn % len(self._clients)]
+
+    async def each(self, prompt: Prompt, phase: str, level: int, *, within_s: float | None = None) -> list[Sample]:
+        """One request to each endpoint outside the load, if need be beside it: a canary or a warm-up."""
+        places = range(len(self._clients))
+        asked = [self.ask(prompt, phase, level, within_s=within_s, endpoint=place) for place in places]
+        return [one.sample for one in await asyncio.gather(*asked)]
 
     async def one(self, prompt: Prompt, phase: str, level: int, *, within_s: float | None = None) -> Sample:
-        """One request outside the load, if need be beside it: a canary or a warm-up."""
+        """One request outside the load, to the first endpoint."""
         return (await self.ask(prompt, phase, level, within_s=within_s)).sample
 
-    async def ask(self, prompt: Prompt, phase: str, level: int, *, within_s: float | None = None) -> Asked:
+    async def ask(
+        self, prompt: Prompt, phase: str, level: int, *, within_s: float | None = None, endpoint: int = 0
+    ) -> Asked:
         """The same, with what was answered."""
-        assert self._client is not None
         beside = self.start_ns is not None
         self.phase = self.phase if beside else phase
         request = Request(prompt.index, prompt, self.clock.now_ns())
         try:
-            asked = await self._client.ask(request, level=level, phase=phase, within_s=within_s)
+            asked = await self._clients[endpoint].ask(request, level=level, phase=phase, within_s=within_s)
         finally:
             self.phase = self.phase if beside else "idle"
         sample = asked.sample
@@ -201,8 +227,7 @@ class Shard:
 
     async def prepare(self, level: Level) -> None:
         """Open the connections that the level will want, so that none is set up inside it."""
-        assert self._client is not None
-        await self._client.open(self._connections_for(level))
+        await asyncio.gather(*(client.open(self._connections_for(level)) for client in self._clients))
 
     async def measure(
         self, level: Level, mix: PromptMix, drain_s: float, start_ns: int | None = None
@@ -212,22 +237,23 @@ class Shard:
         The prompts and, in open loop, the schedule are the whole level's, drawn from its seed; a shard takes every
         ``count``-th of them. All shards of a level start at the same ``start_ns`` of their common clock.
         """
-        client = self._client
-        assert client is not None
         await self.prepare(level)
         index, count = self._place
         prompts = islice(mix.draw(level.seed, level.load), index, None, count)
         due = iter(()) if isinstance(level.load, Closed) else schedule(level.load, None, None, level.seed)
-        opened_before = client.connections_opened
+        opened_before = sum(client.connections_opened for client in self._clients)
         self.level = level
         self.pulse.begin()
         self._in_flight_ns = 0
         self._issuing = issuing = Issuing(level.share(index, count), self.clock, start_ns, index, count)
+        issuing.endpoints = len(self._clients)
         if self.stop_reason is not None:  # told while the connections were being opened
             issuing.stop(self.stop_reason)
         self.start_ns, self.phase, self._in_time = issuing.start_ns, "load", None
         self.recorder.begin_level(level.index, issuing.start_ns, from_due=isinstance(level.load, Open))
         self.recorder.event(issuing.start_ns, "level_start", level=level.index)
+        await issuing.sleep_until(issuing.start_ns)
+        late_ns = max(0, self.clock.now_ns() - issuing.start_ns)
         try:
             self.reason = await run_level(
                 issuing,
@@ -242,7 +268,8 @@ class Shard:
             self.start_ns, self._issuing, self.phase = None, None, "idle"
         facts = self.pulse.facts()
         return facts | {
-            "new_connections": client.connections_opened - opened_before,
+            "start_late_ns": late_ns,
+            "new_connections": sum(client.connections_opened for client in self._clients) - opened_before,
             "connections_opened_before": opened_before,
             # The integral of what was in flight, now that nothing is; analysis holds the samples to it by Little's law.
             "in_flight_ns": self._in_flight_ns,
@@ -251,7 +278,7 @@ class Shard:
     def counters(self) -> Counters:
         """The level so far."""
         recorder, issuing = self.recorder, self._issuing
-        streaming, last_token_ns = (0, 0) if self._client is None else self._client.streaming()
+        streams = [client.streaming() for client in self._clients]
         ok_in_time, chunks_in_time = self._in_time or (recorder.outcomes["ok"], recorder.chunks)
         return Counters(
             self.in_flight,
@@ -265,17 +292,26 @@ class Shard:
             recorder.ttft,
             recorder.e2e,
             recorder.starved,
-            max(recorder.last_token_ns, last_token_ns),
-            streaming,
+            max([recorder.last_token_ns, *(last_token_ns for _, last_token_ns in streams)]),
+            sum(streaming for streaming, _ in streams),
+            recorder.endpoints,
         )
 
+    def sickest(self) -> tuple[str, int] | None:
+        """Of several processes that send, whose event loop was latest in the last second, and by how many ns."""
+        return None
+
     def _connections_for(self, level: Level) -> int:
-        """How many streams the level will want at once; in open loop by Little's law, twice over."""
-        index, count = self._place
+        """How many streams the level will want at once at an endpoint; in open loop by Little's law, twice over.
+
+        Users that go round a fleet gather where it is slow: twice their share, and what is more is opened as it comes.
+        """
+        (index, count), endpoints = self._place, len(self._clients)
         if isinstance(level.load, Closed):
-            return len(range(index, level.load.concurrency, count))
+            users = len(range(index, level.load.concurrency, count))
+            return min(users, math.ceil(users / endpoints) * (1 if self._per_user else 2))
         share = level.share(index, count)
-        rate_per_s = level.load.most_per_s
+        rate_per_s = level.load.most_per_s / endpoints
         expected = math.ceil(2 * rate_per_s / count * (self.e2e_s or 1.0)) + 4
         return min(expected, 1024, share.max_in_flight or expected, share.requests or expected)
 
@@ -300,7 +336,7 @@ class Shard:
 
     def _tick(self) -> None:
         level, phase = self.place
-        counters = self.counters()
+        counters, self.lag_ns = self.counters(), self.pulse.take_lag_max()
         self.recorder.event(
             self.clock.now_ns(),
             "tick",
@@ -314,5 +350,5 @@ class Shard:
             target_rss_bytes=self.target_rss,
             client_rss_bytes=self.pulse.rss_bytes(),
             client_cpu_s=round(self.pulse.cpu_s(), 3),
-            loop_lag_max_ns=self.pulse.take_lag_max(),
+            loop_lag_max_ns=self.lag_ns,
         )

@@ -10,6 +10,8 @@ import asyncio
 import os
 import sys
 import threading
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from loadbench.engine.load import Clock
 from loadbench.engine.recorder import Limits
 from loadbench.engine.shard import Shard
 from loadbench.platform import raise_open_file_limit, run_in_loop
-from loadbench.records import Level
+from loadbench.records import Level, Open
 from loadbench.scenario.prompts import PromptMix
 from loadbench.scenario.schema import Scenario
 
@@ -49,14 +51,18 @@ async def serve(order: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> 
         level: asyncio.Task[None] | None = None
         while (line := await lines.get())["do"] != "end":
             if line["do"] == "talk_to":
-                shard.talk_to(Wire(**line["wire"]))
+                shard.talk_to(*(Wire(**wire) for wire in line["wires"]), per_user=line["per_user"])
                 mix = PromptMix(scenario, prompts, line["chars_per_token"])
-                shard.e2e_s = line["e2e_s"]
             elif line["do"] == "prepare":
-                await shard.prepare(Level.from_json(line["level"]))
+                shard.e2e_s = line["e2e_s"]
+                await shard.prepare(_level(line, order["traces"]))
+                if line["warm_up"] and scenario.warmup.requests:
+                    # The run's own warm-up has had the first of this draw.
+                    mine = islice(mix.draw(scenario.seed), scenario.warmup.requests + order["index"], None)
+                    await shard.each(next(mine), "warmup", line["level"]["index"])
                 tell(answer="ready")
             elif line["do"] == "measure":
-                level = asyncio.create_task(_measure(shard, mix, line))
+                level = asyncio.create_task(_measure(shard, mix, _level(line, order["traces"]), line))
                 level.add_done_callback(_tell_failure)
             elif line["do"] == "stop":
                 shard.stop(line["reason"])
@@ -67,11 +73,19 @@ async def serve(order: dict[str, Any], lines: asyncio.Queue[dict[str, Any]]) -> 
         reporter.cancel()
 
 
-async def _measure(shard: Shard, mix: PromptMix, line: dict[str, Any]) -> None:
+def _level(line: dict[str, Any], traces: dict[str, str]) -> Level:
+    """The level of an order. A trace that was sent along has another name here."""
     level = Level.from_json(line["level"])
+    if not isinstance(level.load, Open) or level.load.trace is None:
+        return level
+    trace = level.load.trace
+    return replace(level, load=replace(level.load, trace=replace(trace, file=traces.get(trace.file, trace.file))))
+
+
+async def _measure(shard: Shard, mix: PromptMix, level: Level, line: dict[str, Any]) -> None:
     client = await shard.measure(level, mix, line["drain_s"], start_ns=line["start_ns"])
     ended = {"reason": shard.reason, "issue_end_ns": shard.issue_end_ns, "failure": shard.failure}
-    tell(answer="measured", client=client, counters=shard.counters().as_json(), **ended)
+    tell(answer="measured", client=client, counters=shard.counters().as_json(), lag_ns=shard.lag_ns, **ended)
 
 
 def _tell_failure(level: asyncio.Task[None]) -> None:
@@ -84,8 +98,10 @@ def _tell_failure(level: asyncio.Task[None]) -> None:
 async def _report(shard: Shard) -> None:
     while True:
         await asyncio.sleep(REPORT_S)
-        if shard.start_ns is not None:
-            tell(answer="counters", counters=shard.counters().as_json())
+        if shard.start_ns is None or shard.clock.now_ns() < shard.start_ns:
+            tell(answer="counters")  # it lives; and nothing that takes time before all begin
+        else:
+            tell(answer="counters", counters=shard.counters().as_json(), lag_ns=shard.lag_ns)
 
 
 def _read(lines: asyncio.Queue[dict[str, Any]], loop: asyncio.AbstractEventLoop) -> None:

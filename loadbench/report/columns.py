@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
 from loadbench.analysis.road import is_over
 from loadbench.analysis.slo import slo_of
 from loadbench.analysis.stats import Distribution
-from loadbench.analysis.summary import ClosedLoad, Kind, Level, OpenLoad
+from loadbench.analysis.summary import AtEndpoint, ClosedLoad, Kind, Level, OpenLoad
 from loadbench.records import load_title
 from loadbench.report.words import NONE, figure, octets, percentile, share
 
@@ -77,14 +77,26 @@ def failed(level: Level) -> int:
     return sum(level.requests.failed.values())
 
 
-def of_kind(level: Level, kind: Kind) -> Level:
+def of_kind(level: Level, kind: Kind | AtEndpoint) -> Level:
     """The level as one kind of prompt saw it; only columns that are ``of_kind`` mean something in it."""
     return replace(level, requests=kind.requests, tokens=kind.tokens, latency_ms=kind.latency_ms)
 
 
-def ranked_columns(load: ClosedLoad | OpenLoad, *, of_kind: bool) -> list[Column]:
-    """The columns of a table of levels with such loads, or of their kinds of prompt."""
-    return [column for column in COLUMNS if column.rank(load) is not None and (column.of_kind or not of_kind)]
+def of_endpoint(level: Level, here: AtEndpoint) -> Level:
+    """The level as one endpoint of a fleet saw it; rates have a meaning in it, too."""
+    target = replace(level.target, state=here.state, evidence=here.evidence, rss_bytes=here.rss_bytes)
+    return replace(of_kind(level, here), throughput=here.throughput, target=target)
+
+
+OF_ENDPOINT = ("requests_per_s", "output_tokens_per_s", "target_rss_peak_bytes")
+
+
+def ranked_columns(load: ClosedLoad | OpenLoad, part: Literal["kind", "endpoint"] | None = None) -> list[Column]:
+    """The columns of a table of levels with such loads, or of their kinds of prompt, or endpoints."""
+    ranked = [column for column in COLUMNS if column.rank(load) is not None]
+    if part == "endpoint":  # gaps are counted by kind of prompt only
+        return [x for x in ranked if (x.of_kind and not x.name.startswith("gap_")) or x.name in OF_ENDPOINT]
+    return [column for column in ranked if column.of_kind or part is None]
 
 
 # Of LevelMemory, for the CSV; tables have their own in ``memory``.

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Literal
 
 from loadbench.analysis.metrics import LATENCIES
 from loadbench.analysis.stats import FLOORS, LEASTS, Distribution
-from loadbench.analysis.summary import Caution, ClosedLoad, Level, Model, SloClause, Summary
+from loadbench.analysis.summary import AtEndpoint, Caution, ClosedLoad, Level, Model, SloClause, Summary
 from loadbench.outcomes import OUTCOMES
 from loadbench.records import load_title
-from loadbench.report.columns import COLUMNS, CUT_SHORT, OVER, Column, of_kind, ranked_columns
+from loadbench.report.columns import COLUMNS, CUT_SHORT, OVER, Column, of_endpoint, of_kind, ranked_columns
 from loadbench.report.words import NONE, clock, count, milliseconds, octets, percentile, share
 
 CLOSED = "closed loop: service time at concurrency N"
@@ -76,8 +78,30 @@ def kind_tables(summary: Summary) -> list[Table]:
         named = [(of_kind(level, kind), kind.kind) for level in levels for kind in level.by_kind]
         if named:
             parts, kinds = zip(*named, strict=True)
-            tables.append(_table(parts, f"by kind of prompt, {levels[0].load.kind} loop", kinds))
+            tables.append(_table(parts, f"by kind of prompt, {levels[0].load.kind} loop", "kind", prompts=kinds))
     return tables
+
+
+def endpoint_tables(summary: Summary) -> list[Table]:
+    """The same by endpoint of a fleet, a row a level and endpoint."""
+    tables = []
+    for levels in _groups(summary):
+        named = [(of_endpoint(level, here), _host(here), _state(here)) for level in levels for here in level.endpoints]
+        if named:
+            parts, hosts, states = zip(*named, strict=True)
+            title = f"by endpoint, {levels[0].load.kind} loop"
+            tables.append(_table(parts, title, "endpoint", endpoint=hosts, state=states))
+    return tables
+
+
+def _host(here: AtEndpoint) -> str:
+    """What tells it from the others: all but what most have."""
+    return here.url.removeprefix("http://").removesuffix("/v1")
+
+
+def _state(here: AtEndpoint) -> str:
+    since = "" if here.died_after_s is None else f" from {here.died_after_s:.1f} s on"
+    return NONE if here.state is None else here.state.replace("_", " ") + since
 
 
 def _groups(summary: Summary) -> Iterator[list[Level]]:
@@ -85,11 +109,13 @@ def _groups(summary: Summary) -> Iterator[list[Level]]:
         yield list(levels)
 
 
-def _table(levels: Sequence[Level], title: str, kinds: tuple[str, ...] = ()) -> Table:
-    ranked = ranked_columns(levels[0].load, of_kind=bool(kinds))
+def _table(
+    levels: Sequence[Level], title: str, part: Literal["kind", "endpoint"] | None = None, **named: tuple[str, ...]
+) -> Table:
+    """``named`` has the cells, by heading, that tell the parts of a level from one another."""
+    ranked = ranked_columns(levels[0].load, part)
     cells = [_cells(column, levels) for column in ranked if _has_value(column, levels)]
-    if kinds:
-        cells.insert(1, Cells(("prompts",), 0, kinds))
+    cells[1:1] = [Cells((heading,), 0, told) for heading, told in named.items()]
     return Table(levels[0].model, title, tuple(cells), _left_out(ranked, levels))
 
 
@@ -173,20 +199,33 @@ def place(summary: Summary, level: Level) -> str:
 
 def slo_lines(summary: Summary) -> list[tuple[str, str]]:
     """Each clause of the SLO with where it passed, failed or could not be decided, and by what value."""
-    clauses: dict[str, dict[str, list[str]]] = {}
+    return [
+        (clause, "; ".join(_told(told[result], result) for result in _RESULTS if result in told))
+        for clause, told in slo_results(summary).items()
+    ]
+
+
+def slo_results(summary: Summary) -> dict[str, dict[str, list[tuple[str, str]]]]:
+    """By clause and result the places that it is of, each with its value or its reason."""
+    clauses: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for level in summary.levels:
         for clause in level.slo if level.purpose == "level" else ():  # a search tells of its probes itself
-            told = clauses.setdefault(f"{clause.clause} {_limit(clause)}", {})
-            where = place(summary, level)
+            why = ""
             if clause.value is None or (clause.result == "fail" and clause.because):
-                where += f" ({clause.because})"
+                why = f" ({clause.because})"
             elif clause.result != "pass":
-                where += f" ({'~' if clause.result == 'undecided' else ''}{_clause_value(clause, clause.value)})"
-            told.setdefault(clause.result, []).append(where)
-    return [
-        (clause, "; ".join(f"{result} at {', '.join(told[result])}" for result in sorted(told, key=_RESULTS.index)))
-        for clause, told in clauses.items()
-    ]
+                why = f" ({'~' if clause.result == 'undecided' else ''}{_clause_value(clause, clause.value)})"
+            told = clauses.setdefault(f"{clause.clause} {_limit(clause)}", {})
+            told.setdefault(clause.result, []).append((place(summary, level), why))
+    return clauses
+
+
+def _told(found: Sequence[tuple[str, str]], result: str) -> str:
+    """The places of a result, those with the same reason together."""
+    by: dict[str, list[str]] = {}
+    for where, why in found:
+        by.setdefault(why, []).append(where)
+    return f"{result} at {', '.join(', '.join(places) + why for why, places in by.items())}"
 
 
 _RESULTS = ("pass", "fail", "undecided")
@@ -257,6 +296,21 @@ def client(summary: Summary) -> str | None:
         f"client-bound at {', '.join(bound)}" if bound else None,
     ]
     return ", ".join(filter(None, parts)) or None
+
+
+def cluster(summary: Summary) -> str | None:
+    """Where the load processes were, and how far their clocks may have been apart; None where they were here."""
+    workers = () if summary.cluster is None else summary.cluster.workers
+    if summary.cluster is None or not workers:
+        return None
+    on = Counter(worker.node for worker in workers)
+    nodes = ", ".join(f"{number} on {node}" for node, number in on.items())
+    worst = max(workers, key=lambda worker: worker.apart_ms)
+    ends = [worker.end_error_ms for worker in workers if worker.end_error_ms is not None]
+    read = f"{milliseconds(max(worker.error_ms for worker in workers))} when it began"
+    read += f" and {milliseconds(max(ends))} when it ended" if ends else ""
+    apart = f"clocks read to {read}, and apart by at most {milliseconds(worst.apart_ms)} ({worst.name})"
+    return f"{count(len(workers), 'worker')} of a Ray {summary.cluster.ray} cluster: {nodes}; {apart}"
 
 
 def run_line(summary: Summary) -> str:

@@ -74,7 +74,8 @@ class Progress:
 
     ``current`` is an index into ``levels``, None before the first and after the last. ``share`` is how much of the
     current level is done, 0 to 1; None where nobody can tell. Rates and latencies are those of the current level so
-    far; ``latency`` says which one ``p50_ms`` and ``p95_ms`` are (TTFT, or E2E where answers do not stream).
+    far; ``sickest`` is the load process whose event loop is the latest, and by how many milliseconds, where there are
+    several; ``latency`` says which one ``p50_ms`` and ``p95_ms`` are (TTFT, or E2E where answers do not stream).
     """
 
     name: str
@@ -96,6 +97,7 @@ class Progress:
     target_rss_bytes: int | None = None
     memory: MemoryShown | None = None
     restarts: int = 0
+    sickest: tuple[str, float] | None = None
     message: str | None = None
 
 
@@ -240,6 +242,9 @@ def _now(progress: Progress) -> str:
     if progress.good_share is not None:
         parts.append(_good(progress.good_share))
     parts += _memory(progress)
+    if progress.sickest is not None:
+        name, late_ms = progress.sickest
+        parts.append(f"{plain(name)} up to {milliseconds(late_ms)} late")
     if progress.restarts:
         parts.append(f"restarted {count(progress.restarts, 'time')}")
     return " · ".join(parts)

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from loadbench.report.escape import plain
+from loadbench.report.escape import as_line, plain
 from loadbench.report.frame import RESULTS, Frame, Progress, current_line, ended_line
 from loadbench.report.words import clock
 
@@ -82,10 +82,10 @@ class PlainView:
         if progress.elapsed_s >= self._due_s and not behind:
             # Updates come once an interval too, and a timer may fire a little early.
             self._due_s = progress.elapsed_s + 0.98 * self.interval_s
-            self.note(f"{clock(progress.elapsed_s)}  {current_line(progress)}")
+            self.note(f"{clock(progress.elapsed_s)} {current_line(progress)}")
 
     def note(self, text: str) -> None:
-        self._outlet.write(plain(text) + "\n")
+        self._outlet.write(as_line(text) + "\n")
 
     def stop(self) -> None:
         self._outlet.stop()

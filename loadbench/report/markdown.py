@@ -67,13 +67,17 @@ def _decision(summary: Summary) -> Iterator[str]:
 
 def _levels(summary: Summary) -> Iterator[str]:
     tables, kinds = content.level_tables(summary), content.kind_tables(summary)
+    endpoints = content.endpoint_tables(summary)
     if tables:
         yield "## Levels"
     yield from tables_of(tables)
+    if endpoints:
+        yield "## By endpoint"
+    yield from tables_of(endpoints)
     if kinds:
         yield "## By kind of prompt"
     yield from tables_of(kinds)
-    notes = content.footnotes([*tables, *kinds])
+    notes = content.footnotes([*tables, *endpoints, *kinds])
     if notes:
         yield "\n".join(f"- {markdown(note)}" for note in notes)
 
@@ -142,7 +146,7 @@ def _quality(summary: Summary) -> Iterator[str]:
     if tables:
         yield "## Quality of the answers"
     yield from tables_of(tables)
-    for finding in quality.findings(summary):
+    for finding in [*quality.findings(summary), *quality.reasons(summary)]:
         yield from _finding(finding, summary)
 
 
@@ -186,6 +190,8 @@ def _facts(summary: Summary) -> Iterator[str]:
     if client:
         yield "## The client itself"
         yield markdown(client)
+    if cluster := content.cluster(summary):
+        yield markdown(cluster)
 
 
 def _doubts(summary: Summary) -> Iterator[str]:

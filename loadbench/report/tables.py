@@ -1,4 +1,4 @@
-"""Writes summary.csv, one row a level, every column of COLUMNS that has a place in it, and intervals.csv; RFC 4180.
+"""Writes summary.csv, one row a level, every column of COLUMNS that has a place in it, intervals.csv and endpoints.csv.
 
 Numbers are given in full, without separators; what is absent is an empty field; what came from a server or a file is
 kept from becoming a formula in a spreadsheet.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 
 from loadbench.analysis.metrics import LATENCIES, RATES
 from loadbench.analysis.stats import Distribution
-from loadbench.analysis.summary import Interval, Level, Summary
+from loadbench.analysis.summary import AtEndpoint, Interval, Level, Summary
 from loadbench.records import load_title
-from loadbench.report.columns import COLUMNS, Column
+from loadbench.report.columns import COLUMNS, Column, Value
 from loadbench.report.escape import cell
 
 
@@ -34,7 +35,15 @@ _INTERVAL_METRICS, _INTERVAL_STATISTICS = ("ttft", "e2e", "tpot"), ("p50", "p90"
 
 def intervals_csv_text(summary: Summary) -> str | None:
     """One row an interval of every level that has such results; None where there are none."""
-    rows = [[*_interval(level, part)] for level in summary.levels for part in level.intervals]
+    return _rows_text([[*_interval(level, part)] for level in summary.levels for part in level.intervals])
+
+
+def endpoints_csv_text(summary: Summary) -> str | None:
+    """One row an endpoint of every level that went to a fleet; None where none did."""
+    return _rows_text([[*_endpoint(level, here)] for level in summary.levels for here in level.endpoints])
+
+
+def _rows_text(rows: list[list[tuple[str, Value]]]) -> str | None:
     if not rows:
         return None
     out = io.StringIO(newline="")
@@ -44,18 +53,32 @@ def intervals_csv_text(summary: Summary) -> str | None:
     return out.getvalue()
 
 
-def _interval(level: Level, part: Interval) -> Iterator[tuple[str, str | int | float | None]]:
+def _endpoint(level: Level, here: AtEndpoint) -> Iterator[tuple[str, Value]]:
+    """Its fields by name; latencies are of the level's headline series."""
+    yield from (("level", level.index), ("model", level.model), ("level_load", load_title(level.load)))
+    yield from (("endpoint", here.url), ("state", here.state), ("died_after_s", here.died_after_s))
+    yield from ((f"rss_{name}_bytes", size) for name, size in asdict(here.rss_bytes).items())
+    yield from _results(here, {metric: told.get(level.headline) for metric, told in here.latency_ms.items()})
+
+
+def _interval(level: Level, part: Interval) -> Iterator[tuple[str, Value]]:
     """Its fields by name; latencies are of the level's headline series."""
     yield from (("level", level.index), ("model", level.model), ("level_load", load_title(level.load)))
     yield from (("start_s", part.start_s), ("length_s", part.length_s), ("load", part.load))
+    yield from _results(part, part.latency_ms, ("in_flight", part.concurrency_reached))
+
+
+def _results(
+    part: Interval | AtEndpoint, latency_ms: Mapping[str, Distribution | None], *more: tuple[str, Value]
+) -> Iterator[tuple[str, Value]]:
     yield from (("attempted", part.requests.attempted), ("ok", part.requests.ok))
     yield "failed", sum(part.requests.failed.values())
     yield "failures", " ".join(f"{outcome}={number}" for outcome, number in part.requests.failed.items())
     yield from ((rate, part.throughput.get(rate)) for rate in RATES)
-    yield "in_flight", part.concurrency_reached
+    yield from more
     indicative = []
     for metric in _INTERVAL_METRICS:
-        told, unit = part.latency_ms.get(metric) or Distribution(0), LATENCIES[metric].unit
+        told, unit = latency_ms.get(metric) or Distribution(0), LATENCIES[metric].unit
         yield f"{metric}_n", told.n
         yield from ((f"{metric}_{statistic}_{unit}", told.value(statistic)) for statistic in _INTERVAL_STATISTICS)
         indicative += [f"{metric}_{name}_{unit}" for name in told.indicative if name in _INTERVAL_STATISTICS]
