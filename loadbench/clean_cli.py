@@ -6,6 +6,8 @@ scenario's last good night, which the next one is compared with.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -41,8 +43,8 @@ def clean_command(keep: int, results: Path, dry_run: bool) -> None:
     """Remove all but the last N runs from the results folder, and the runs of all but the last N nights.
 
     The repeats of one run count as one. What RESULTS/baseline names stays: a text file, or a folder of such, with a
-    path a line, as seen from the results or from here. So does history.jsonl, with all its rows, and every night's
-    page.
+    path a line, as seen from the results or from here, or a link to a run. So does history.jsonl, with all its rows,
+    and every night's page.
     """
     if not results.is_dir():
         raise UsageError(f"{results}: expected the folder of the results, found none")
@@ -97,18 +99,37 @@ def _started(path: Path) -> str | None:
 
 
 def _named(results: Path) -> set[Path]:
-    """What a baseline names. UsageError where it cannot be read: then nobody knows what may go."""
+    """What a baseline names: a run that it is or links to, or one of each line of a text, or any of these in a folder.
+
+    UsageError where it cannot be read, or names what is not there: then nobody knows what may go.
+    """
     place = results / BASELINE
-    files = sorted(place.iterdir()) if place.is_dir() else [place] if place.exists() else []
+    if not os.path.lexists(place):
+        return set()
+    if place.is_dir() and not _is_run(place):
+        return {path for below in sorted(place.iterdir()) for path in _of_baseline(below, results)}
+    return _of_baseline(place, results)
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and bool(_started(path) or _group(path))
+
+
+def _of_baseline(place: Path, results: Path) -> set[Path]:
+    if _is_run(place):
+        return {place.resolve()}
     named = set()
-    for file in files:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file}: expected a text with a path a line, found {error}") from error
-        for line in (line.strip() for line in lines):
+    try:
+        lines = place.read_text(encoding="utf-8-sig").splitlines()
+        for number, line in enumerate(map(str.strip, lines), 1):
             if line and not line.startswith("#"):
-                named |= {(results / line).resolve(), Path(line).resolve()}
+                forms = (line, re.split(r"\s+#", line)[0])  # a comment after it; but a name may hold a # of its own
+                there = {path.resolve() for form in forms for path in (results / form, Path(form)) if path.exists()}
+                if not there:
+                    raise UsageError(f"{place}: line {number}: expected a path that is there, got {line}")
+                named |= there
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in a path
+        raise UsageError(f"{place}: expected a text with a path a line, found {error}") from error
     return named
 
 

@@ -28,16 +28,14 @@ from loadbench.analysis.night import (
     INVALID,
     MISSED,
     REGRESSED,
-    Against,
     Night,
     Turn,
-    against,
-    good,
     nights,
 )
 from loadbench.chronicle import working_tree
 from loadbench.errors import LoadbenchError, UsageError
 from loadbench.files import locked, write_whole
+from loadbench.nightly_compare import environment, hold
 from loadbench.platform import apart
 from loadbench.report.escape import as_line, plain
 from loadbench.report.github import SUMMARY_FILE
@@ -68,9 +66,9 @@ RUN = re.compile(r"run \d+ of \d+")  # which of a group's runs begins
 def nightly_command(folder: Path, limit: str | None, fresh: bool, accept: str | None, results: Path) -> None:
     """Run every scenario in FOLDER, by name, each in a process of its own, and go on after a failure.
 
-    Each that is good is compared with its last good night. Writes results/nightly/DATE/index.html, as it goes on. The
-    same command goes on with a night that was cut short, where the commit is still the same. Exits with the worst exit
-    code of the runs, or 95 where one regressed; 130 where it was interrupted.
+    Each that is good is compared with its last good night of the same thing. Writes results/nightly/DATE/index.html,
+    as it goes on. The same command goes on with a night that was cut short, where the commit is still the same. Exits
+    with the worst exit code of the runs, or 95 where one regressed; 130 where it was interrupted.
     """
     limit_s = None if limit is None else _limit(limit)
     files = sorted(path for path in folder.glob("*") if path.suffix in (".yaml", ".yml")) if folder.is_dir() else []
@@ -266,7 +264,7 @@ class Sweep:
         if turn.exit_code not in (0, INTERRUPTED) and turn.why is None:
             turn.why = _last_line(night.folder / turn.log)
         if turn.exit_code in (0, MISSED) and turn.path is not None:
-            turn.against = self._against(night, turn.name, night.folder / turn.path)
+            hold(self._earlier, night, turn)
         self._say(night, turn, err=True)
         self._write(night)
 
@@ -277,7 +275,7 @@ class Sweep:
         alone = {} if sys.platform == "win32" else apart()
         with (night.folder / str(turn.log)).open("wb") as log:
             process = self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=_environment(), **alone
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment(), **alone
             )
             try:
                 turn.state, turn.process, turn.until = "running", Born.of(process.pid), _at(time.time() + limit_s)
@@ -289,6 +287,10 @@ class Sweep:
                 except subprocess.TimeoutExpired:
                     self._end_overtime(turn, process, limit_s)
             finally:
+                if process.poll() is None:  # the disk is full: nobody would know of it any more
+                    end_tree(Born.of(process.pid))
+                    process.wait()
+                    turn.state = "waiting"
                 self._process = turn.process = turn.until = None
         if turn.exit_code == INTERRUPTED and self._stopping:
             turn.state, turn.exit_code = "waiting", None
@@ -315,24 +317,6 @@ class Sweep:
             return None, self._limit_s or SPARE_S
         times = loaded.scenario.repeat
         return times * plan.estimated_s, self._limit_s or times * (TIMES * plan.estimated_s + SPARE_S)
-
-    def _against(self, night: Night, name: str, new: Path) -> Against:
-        """Hold it against its last good night; why not, in a line, where that cannot be."""
-        base_night, base = next(good(self._earlier, name), (None, None))
-        if base_night is None or base is None:
-            return Against(None, None, "there is none yet")
-        from loadbench.analysis.compare import compare
-        from loadbench.analysis.group import load, runs_in
-        from loadbench.report.compare_page import write_comparison
-
-        try:
-            found = compare(load(runs_in(base)), load(runs_in(new)))
-            write_comparison(found, new)
-        except LoadbenchError as error:
-            return Against(base_night.name, None, f"not compared: {error}")
-        there = (new / "compare.html").exists()
-        where = f"{new.relative_to(night.folder).as_posix()}/compare.html" if there else None
-        return against(found, base_night.name, where)
 
     def _write(self, night: Night) -> None:
         night.write()
@@ -393,8 +377,3 @@ def _last_line(log: Path) -> str | None:
         return next((plain(line, 400) for line in reversed(lines) if line.strip() and not line.startswith(OURS)), None)
     runs = len(told) - len(why)
     return plain(why[-1], 400) + (f" ({len(why)} of {runs} runs)" if runs >= len(why) > 0 else "")
-
-
-def _environment() -> dict[str, str]:
-    """Ours, but for where GitHub wants a step's summary: the night has one, and a dozen runs would bury it."""
-    return {name: value for name, value in os.environ.items() if name != SUMMARY_FILE}

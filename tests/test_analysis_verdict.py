@@ -15,7 +15,7 @@ from loadbench.analysis.rundir import read
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Road, Summary
 from loadbench.analysis.verdict import exit_code, of, why
-from loadbench.records import Closed, Leg, Open
+from loadbench.records import Closed, Leg, Open, load_title
 from loadbench.scenario.stage import Stage
 from tests import findings, rundirs
 from tests.rundirs import Planned, write_run
@@ -566,7 +566,17 @@ def test_the_line_about_an_exit_code_names_what_failed(ladder: Summary) -> None:
     assert why(several, 99) == "SLO missed: ttft.p95 at 8 users of synthetic-edge:1"
     reason = replace(ladder, status="target_died", reason="it was killed")
     assert why(reason, 93) == "target died: it was killed"
-    assert "0 of 285 requests failed (none failed, a gate had too few)" in why(ladder, 94)
+
+
+def test_an_invalid_level_of_which_nothing_failed_says_what_it_lacks(tmp_path: Path) -> None:
+    empty = told(rundirs.empty_level(tmp_path))
+    assert exit_code(empty) == 94
+    line = why(empty, 94)
+    assert line.startswith("result invalid: no request was due at ")
+    assert "gate" not in line and "failed" not in line
+    one_token = findings.judged(empty.levels[0], "undecided")
+    without = replace(empty, levels=(replace(one_token, slo=(replace(one_token.slo[0], n=0),)),))
+    assert why(without, 94) == f"result invalid: no sample of TTFT p95 at {load_title(one_token.load)}"
 
 
 def test_a_run_that_was_cut_off_is_invalid_for_that_and_not_for_its_requests(tmp_path: Path) -> None:

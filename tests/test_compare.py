@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import itertools
 import math
+import random
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +16,12 @@ import jsonschema
 import numpy as np
 import orjson
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from markdown_it import MarkdownIt
 
 from loadbench.analysis.compare import ProvenanceError, compare
 from loadbench.analysis.compared import Comparison, Row
-from loadbench.analysis.group import load, runs_in
+from loadbench.analysis.group import Loaded, load, runs_in
 from loadbench.analysis.runwise import (
     ALARM,
     Shift,
@@ -104,6 +106,18 @@ def test_a_figure_that_some_runs_lack_takes_part_with_the_others() -> None:
 def test_what_never_differs_is_never_called_worse() -> None:
     assert chances(np.zeros((RUNS, 1)), np.zeros((RUNS, 1))).tolist() == [1.0]
     assert chances(np.full((RUNS, 1), 0.1 + 0.2), np.full((RUNS, 1), 0.3)).tolist() == [1.0]  # rounding
+
+
+def test_what_is_worse_than_any_number_is_told_from_what_is_not_and_from_nothing_else() -> None:
+    inf = math.inf
+    base, new = np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.array([11.0, 12.0, 13.0, inf, inf])
+    assert shift(base, new) == Shift(11.0, 7.0, inf)
+    assert shift(new, base) == Shift(-11.0, -inf, -7.0)
+    assert shift(base + inf, new + inf) == Shift(0.0, -inf, inf)  # how far apart they are nobody knows
+    column = new[:, None]
+    assert chances(base[:, None], column)[0] == pytest.approx(1 / 252)
+    assert chances(-base[:, None], -column)[0] == 1.0
+    assert chances(base[:, None] + inf, column + inf)[0] == 1.0
 
 
 def test_how_many_runs_would_tell_follows_from_their_spread() -> None:
@@ -213,10 +227,34 @@ def test_every_figure_has_the_values_of_its_runs_and_rows_of_the_metrics_are_tol
     assert {"requests_per_s", "goodput_per_s"} & {row.metric for row in found.levels[0].rows} == {"requests_per_s"}
 
 
+# What comes of it where the truth is known
+
+
+def test_of_ten_identical_pairs_at_70_percent_none_is_called_worse_and_of_ten_a_fifth_slower_most_are(
+    tmp_path: Path,
+) -> None:
+    """`make bench-compare` in small: servers that differ by 2 % from start to start, on the virtual clock."""
+    pairs = 10
+
+    def group(number: int, slower: float = 1.0) -> list[Loaded]:
+        found = []
+        for seed in range(RUNS * number, RUNS * (number + 1)):
+            speed = random.Random(seed).lognormvariate(0.0, 0.02)
+            machine = Machine(1, service_s=0.1 * speed * slower, chance="uniform")
+            found.append(write_levels(tmp_path / str(seed), machine, [Open(7.0)], duration_s=15.0, seed=seed))
+        return list(load(found))
+
+    same = [group(number) for number in range(pairs + 1)]
+    slow = [group(number, slower=1.2) for number in range(pairs + 1, 2 * pairs + 1)]
+    alarms = [compare(base, new).answer for base, new in itertools.pairwise(same)].count("regressed")
+    found = [compare(base, new).answer for base, new in zip(same, slow, strict=False)].count("regressed")
+    assert (alarms, found >= 0.8 * pairs) == (0, True), (alarms, found)
+
+
 # What is not silently compared
 
 
-def busy(row: dict[str, Any]) -> None:
+def overworked(row: dict[str, Any]) -> None:
     row["client"]["cpu_share"] = 0.9
 
 
@@ -231,7 +269,7 @@ def crashed(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [(busy, "client-bound in 1 of 5 new runs"), (unfinished, "cut short in 1 of 5 new runs")],
+    [(overworked, "client-bound in 1 of 5 new runs"), (unfinished, "cut short in 1 of 5 new runs")],
 )
 def test_a_run_whose_level_cannot_be_trusted_is_left_out_and_that_is_said(
     base: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], told: str
@@ -248,13 +286,14 @@ def test_a_run_whose_level_cannot_be_trusted_is_left_out_and_that_is_said(
 def test_a_level_that_counts_in_no_run_is_told(tmp_path: Path) -> None:
     only = made(tmp_path, runs=2)
     for run in only.iterdir():
-        rewrite(run, busy, "level_end")
+        rewrite(run, overworked, "level_end")
     found = compared(only / "1", only / "2")
     left_out = "Nothing counts at 4 users: client-bound in 1 of 1 base runs and client-bound in 1 of 1 new runs."
     assert left_out in found.text and found.answer == "inconclusive"
-    forced = compared(only / "1", only / "2", force=True)
-    assert forced.levels[0].left_out == () and of(forced, "ttft.p50").new.runs == 1
-    assert "client bound in 1 of 1 base runs and 1 of 1 new runs" in forced.levels[0].doubts
+    assert compared(only / "1", only / "2", force=True).levels[0].left_out == found.levels[0].left_out
+    allowed = compared(only / "1", only / "2", allow_doubtful=True)
+    assert allowed.levels[0].left_out == () and of(allowed, "ttft.p50").new.runs == 1
+    assert "Bear in mind: client-bound in 1 of 1 base runs and 1 of 1 new runs, at 4 users." in allowed.text
 
 
 def test_a_target_that_dies_under_the_new_runs_is_a_regression(base: Path, tmp_path: Path) -> None:
@@ -266,23 +305,108 @@ def test_a_target_that_dies_under_the_new_runs_is_a_regression(base: Path, tmp_p
     assert of(found, "ttft.p50").answer == "inconclusive"
 
 
-def test_a_level_over_capacity_is_compared_by_that_and_not_by_its_latencies(tmp_path: Path) -> None:
-    for side, service_s in (("base", 0.1), ("new", 0.2)):
-        for seed in range(1, RUNS + 1):
-            write_levels(tmp_path / side / str(seed), Machine(1, service_s), [Open(7.0)], duration_s=30.0, seed=seed)
-    found = compared(tmp_path / "base", tmp_path / "new")
+def served(folder: Path, *services_s: float, seed: int = 1) -> Path:
+    """Runs of 7 requests a second that take so long each, one at a time."""
+    for number, service_s in enumerate(services_s, start=1):
+        machine = Machine(1, service_s)
+        write_levels(folder / str(number), machine, [Open(7.0)], duration_s=30.0, seed=seed + number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kept_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return served(tmp_path_factory.mktemp("kept_up"), *[0.1] * RUNS)
+
+
+def test_a_latency_over_capacity_is_worse_than_any_number(kept_up: Path, tmp_path: Path) -> None:
+    new = served(tmp_path, *[0.2] * RUNS, seed=50)
+    found = compared(kept_up, new)
     assert of(found, "over_capacity").answer == of(found, "output_tokens_per_s").answer == "regressed"
     row = of(found, "ttft.p95")
-    assert (row.base.runs, row.new.runs, row.answer) == (RUNS, 0, "inconclusive")
+    assert (row.base.runs, row.new.runs, row.new.beyond, row.answer) == (RUNS, RUNS, RUNS, "regressed")
+    assert "TTFT p50 at 7/s poisson beyond any number, over capacity" in found.text
+    assert "| ×∞ " in markdown_text(found)
+    assert "none has regressed" not in html_text(found)
+    back = compared(new, kept_up)
+    assert (back.answer, of(back, "ttft.p95").answer) == ("improved", "improved")
 
 
-def test_a_doubt_about_runs_travels_to_their_comparison(base: Path, tmp_path: Path) -> None:
-    def stolen(row: dict[str, Any]) -> None:
-        row["client"]["steal_share"] = 0.2
+def test_a_slowdown_that_takes_some_runs_over_capacity_is_found_by_the_gate(kept_up: Path, tmp_path: Path) -> None:
+    new = served(tmp_path, 0.136, 0.136, 0.2, 0.136, 0.2, seed=50)
+    found = compared(kept_up, new)
+    assert of(found, "over_capacity").answer == "inconclusive"
+    row = of(found, "ttft.p50")
+    assert (row.new.beyond, row.answer, found.answer) == (2, "regressed", "regressed")
+    assert gated(kept_up, new).exit_code == 95
 
-    new = made(tmp_path, seed=50)
-    rewrite(new / "1", stolen, "level_end")
-    assert "stolen cpu in 1 of 5 new runs" in compared(base, new).levels[0].doubts
+
+def test_latencies_over_capacity_on_both_sides_are_told_to_be_no_measure_and_the_throughput_gates(
+    tmp_path: Path,
+) -> None:
+    found = compared(served(tmp_path / "b", *[0.2] * RUNS), served(tmp_path / "n", *[0.2] * RUNS, seed=50))
+    row = of(found, "ttft.p50")
+    assert (row.answer, row.change, row.low) == ("inconclusive", None, None)
+    assert row.because is not None and row.because.startswith("over capacity in all runs of both")
+    assert of(found, "output_tokens_per_s").answer == "equivalent"
+    assert found.missing == () and found.compared
+
+
+def stolen(row: dict[str, Any]) -> None:
+    row["client"]["steal_share"] = 0.2
+
+
+def crowded(row: dict[str, Any]) -> None:
+    """Half of four cores went to other programs."""
+    row["client"] |= {"machine_cpu_s": 1.2 + 0.5 * 4 * 15, "elapsed_s": 15.0}
+    row["target"]["cpu_s"] = 5.0
+
+
+@pytest.mark.parametrize(
+    ("mark", "told"), [(crowded, "the machine was busy"), (stolen, "the hypervisor took CPU time")]
+)
+def test_runs_beside_something_busy_on_one_side_only_are_left_out_and_the_gate_says_why(
+    base: Path, tmp_path: Path, mark: Callable[[dict[str, Any]], None], told: str
+) -> None:
+    new = made(tmp_path, Planned(Closed(4), slower=1.3), seed=50)
+    for run in new.iterdir():
+        rewrite(run, mark, "level_end")
+    found = compared(base, new)
+    why = f"{told} in 5 of 5 new runs"
+    assert (found.answer, found.levels[0].left_out) == ("inconclusive", (why,))
+    assert why in found.text
+    done = gated(base, new)
+    assert done.exit_code == 94 and why in done.stderr and done.stderr.count("\n") == 1
+    assert gated(new, base).exit_code == 94  # a base that was slowed hides what the new runs lost
+    allowed = compared(base, new, allow_doubtful=True)
+    assert allowed.answer == "regressed" and f"Bear in mind: {why}, at 4 users." in allowed.text
+    assert gated(base, new, "--allow-doubtful").exit_code == 95
+
+
+def test_a_spare_run_takes_the_place_of_one_that_something_else_slowed(base: Path, tmp_path: Path) -> None:
+    new = made(tmp_path, Planned(Closed(4), slower=1.3), runs=RUNS + 1, seed=50)
+    rewrite(new / "2", crowded, "level_end")
+    found = compared(base, new)
+    assert (found.answer, of(found, "ttft.p50").new.runs) == ("regressed", RUNS)
+    assert "Left out: the machine was busy in 1 of 6 new runs, at 4 users." in found.text
+
+
+def test_runs_beside_something_busy_on_both_sides_are_compared_with_a_caution_on_top(tmp_path: Path) -> None:
+    slow = Planned(Closed(4), slower=1.3)
+    sides = made(tmp_path / "b"), made(tmp_path / "n", slow, seed=50)
+    for run in (run for side in sides for run in side.iterdir()):
+        rewrite(run, crowded, "level_end")
+    found = compared(*sides)
+    assert (found.answer, found.levels[0].left_out) == ("regressed", ())
+    assert "Bear in mind: the machine was busy in 5 of 5 base runs and 5 of 5 new runs, at 4 users." in found.text
+
+
+def test_it_is_improved_only_where_nothing_may_be_worse(base: Path, tmp_path: Path) -> None:
+    new = made(tmp_path, Planned(Closed(4), slower=0.5, fails=0.012), seed=50)
+    found = compared(base, new)
+    assert of(found, "ttft.p50").answer == "improved"
+    failed = of(found, "failed_share")
+    assert failed.answer == "inconclusive" and failed.high is not None and failed.high > 0.01
+    assert found.answer == "inconclusive"
 
 
 def test_a_level_that_only_one_set_has_is_named_and_keeps_the_whole_from_being_equivalent(
@@ -399,6 +523,91 @@ def test_what_a_server_calls_itself_is_text_in_every_output(tmp_path: Path) -> N
 
 
 # The command
+
+
+def gated(base: Path, new: Path, *more: str) -> Result:
+    return CliRunner().invoke(main, ["compare", str(base), "--", str(new), "--gate", "--quiet", *more])
+
+
+def without_first_tokens(run: Path) -> None:
+    path = run / "samples.jsonl"
+    rows = [orjson.loads(line) | {"first_event_ns": None, "first_token_ns": None} for line in path.open("rb")]
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+
+
+def test_a_gate_on_what_the_new_runs_have_no_samples_of_exits_with_94(base: Path, tmp_path: Path) -> None:
+    new = made(tmp_path, seed=50)
+    for run in new.iterdir():
+        without_first_tokens(run)
+    done = gated(base, new)
+    assert done.exit_code == 94
+    told = "loadbench: not all that the base has could be compared: TTFT p50, TTFT p95 and TPOT p50 at 4 users"
+    assert done.stderr.startswith(told) and "nothing in the new runs to compare with" in done.stderr
+
+
+TWO = (Planned(Closed(4)), Planned(Closed(8)))
+
+
+def test_a_gate_on_a_level_that_the_new_runs_lack_exits_with_94(tmp_path: Path) -> None:
+    base, new = made(tmp_path / "b", *TWO), made(tmp_path / "n", seed=50)
+    done = gated(base, new)
+    told = "loadbench: not all that the base has could be compared: 8 users of synthetic-edge:1: in no new run\n"
+    assert (done.exit_code, done.stderr) == (94, told)
+
+
+def test_a_gate_on_a_level_that_only_our_client_shaped_in_the_new_runs_exits_with_94(tmp_path: Path) -> None:
+    base = made(tmp_path / "b", *TWO)
+    new = made(tmp_path / "n", TWO[0], Planned(Closed(8), slower=2.0), seed=50)
+    for run in new.iterdir():
+        rewrite(run, lambda row: overworked(row) if row["level"] == 1 else None, "level_end")
+    done = gated(base, new)
+    assert done.exit_code == 94
+    assert "at 8 users of synthetic-edge:1: client-bound in 5 of 5 new runs" in done.stderr
+
+
+def test_runs_that_mostly_died_are_told_and_exit_with_94(base: Path, tmp_path: Path) -> None:
+    new = made(tmp_path, seed=50)
+    for number in "123":
+        rewrite(new / number, crashed, "level_end")
+    done = gated(base, new)
+    assert done.exit_code == 94 and "target crashed in 3 of 5 new runs" in done.stderr
+    assert "Left out: target crashed in 3 of 5 new runs, at 4 users." in " ".join(done.stdout.split())
+
+
+def test_that_nothing_succeeds_on_either_side_is_no_pass(tmp_path: Path) -> None:
+    none = Planned(Closed(2), duration_s=3.0, fails=1.0, outcome="http_5xx")
+    done = gated(made(tmp_path / "b", none), made(tmp_path / "n", none, seed=50))
+    assert (done.exit_code, done.stderr) == (94, "loadbench: nothing could be compared: no figure has an answer\n")
+
+
+def test_a_run_that_is_there_twice_is_refused_on_whichever_side(base: Path, tmp_path: Path) -> None:
+    new = made(tmp_path / "n", seed=50)
+    shutil.copytree(new / "1", new / "6")
+    shutil.copytree(base / "1", tmp_path / "copy")
+    for side, first in ((new, new / "1"), (tmp_path / "copy", base / "1")):
+        done = gated(base, side)
+        assert done.exit_code == 2
+        assert f"expected different runs, its samples are those of {first}\n" in done.stderr
+
+
+def test_a_run_whose_samples_are_gone_is_refused(base: Path, tmp_path: Path) -> None:
+    new = made(tmp_path, seed=50)
+    (new / "3" / "samples.jsonl").unlink()
+    done = gated(base, new)
+    assert done.exit_code == 2 and f"{new / '3'}: expected samples.jsonl" in done.stderr
+
+
+def test_out_that_is_a_file_is_refused_before_anything_is_read(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    done = gated(base, base / ".." / base.name / "1", "--out", str(tmp_path / "file"))
+    assert done.exit_code == 2
+    done = gated(base, made(tmp_path / "n", seed=50), "--out", str(tmp_path / "file"))
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"loadbench: --out {tmp_path / 'file'}: expected a directory, found a file\n",
+    )
+    done = gated(base, tmp_path / "n", "--out", str(tmp_path / "file" / "below"))
+    assert done.exit_code == 2 and done.stderr
 
 
 def slow(folder: Path) -> Path:

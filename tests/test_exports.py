@@ -149,6 +149,7 @@ class Collector(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answer)
         self.bodies: list[tuple[str, dict[str, str], bytes]] = []
         self.status = 200
+        self.reason: str | None = None
 
     @property
     def url(self) -> str:
@@ -160,7 +161,7 @@ class _Answer(BaseHTTPRequestHandler):
         assert isinstance(self.server, Collector)
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.bodies.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
-        self.send_response(self.server.status)
+        self.send_response(self.server.status, self.server.reason)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -241,6 +242,39 @@ def test_a_collector_that_is_not_there_is_told_in_one_line_and_the_files_are_wri
     assert done.stderr.startswith("loadbench: --export otlp: expected a collector at http://127.0.0.1:1, got: ")
     assert done.stderr.count("\n") == 1 and "pass@" not in done.stderr
     assert (tmp_path / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:TOPSECRET@127.0.0.1:1/x?api_key=TOPSECRET&k=abc"},
+        {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://127.0.0.1:1/x?api_key=TOP%20TOPSECRET"},
+        {"OTEL_EXPORTER_OTLP_HEADERS": "Bearer TOPSECRET"},
+    ],
+)
+def test_what_opentelemetry_says_of_a_failure_is_told_without_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], said: dict[str, str]
+) -> None:
+    summary = write_report(rundirs.all_failed(tmp_path))
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"} | said
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="expected a collector at http") as error:
+        send(summary)
+    shown = str(error.value).partition("got: ")[2] + capfd.readouterr().err
+    assert "max retries" in shown.lower()
+    assert "TOPSECRET" not in str(error.value) + shown and "abc" not in shown
+
+
+def test_a_collector_that_repeats_a_key_is_quoted_without_it(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = write_report(rundirs.all_failed(tmp_path))
+    collector.status, collector.reason = 400, "no: authorization Bearer TOPSECRET"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20TOPSECRET")
+    with pytest.raises(UsageError, match="no: authorization") as error:
+        send(summary)
+    assert "TOPSECRET" not in str(error.value)
 
 
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:

@@ -127,6 +127,13 @@ def test_an_assertion_may_name_its_level(text: str, scope: Scope) -> None:
         ("http_req_waiting: p(95)<2", "character 1: expected ttft, e2e, "),
         ("http_req_duration<2s", "character 18: expected a colon after http_req_duration, as k6 has it"),
         ("ttft.\x1b[31m", "character 6: expected p50, "),
+        ("ttft.p95<\uff12s", "character 10: expected a number, got '\uff12s'"),
+        ("error_rate<\uff11%", "character 12: expected a number, got '\uff11%'"),
+        ("http_req_failed: rate<0.\uff101", "character 24: expected nothing more"),
+        ("ttft: p(\uff19\uff15)<2", "character 7: expected p(50), "),
+        ("ttft.p\uff19\uff15<2s", "character 6: expected p50, "),
+        (f"ttft.p95<{'9' * 400}s", "character 10: expected a duration such as 15s, 250ms or 2m, got '999"),
+        (f"error_rate<{'9' * 400}", "character 12: expected a share such as 1% or 0.01, got '999"),
     ],
 )
 def test_what_is_no_assertion_is_refused_with_its_place_and_what_was_expected(text: str, error: str) -> None:
@@ -390,6 +397,18 @@ def test_what_is_asserted_of_a_report_is_of_that_report_only(mine: Path) -> None
     assert [gate["asserted"] for gate in document["gates"]] == ["ttft.p50<1ms"] * 3
     assert report(mine, "--quiet")[0] == 0
     assert summary(mine)["gates"] == []
+
+
+def test_allowing_indicative_values_keeps_what_the_run_asserts(mine: Path) -> None:
+    asked(["ttft.p95<1ms"], False).keep(mine)  # type: ignore[union-attr]
+    for words in ((), ("--allow-indicative",), ()):
+        code, said = report(mine, "--quiet", *words)
+        assert code == 99
+        assert "gate missed: TTFT p95 at 1 user" in said
+    asked(["ttft.p99<2s"], False).keep(mine)  # type: ignore[union-attr]
+    assert report(mine, "--quiet")[0] == 94
+    assert report(mine, "--quiet", "--allow-indicative")[0] == 0
+    assert [gate["result"] for gate in summary(mine)["gates"]] == ["pass"] * 3
 
 
 async def test_what_a_run_was_started_with_holds_for_every_report_of_it(tmp_path: Path) -> None:

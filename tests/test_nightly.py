@@ -398,9 +398,48 @@ def test_clean_leaves_a_group_that_holds_something_else(home: Path) -> None:
     assert left(group) == {"1", "mine"}
 
 
-def test_clean_removes_nothing_where_the_baseline_cannot_be_read(home: Path) -> None:
+@pytest.mark.parametrize(
+    ("baseline", "line"),
+    [
+        (b"\xff\xfe", "expected a text with a path a line, found 'utf-8' codec"),
+        (b"run-1\0\n", "line 1: expected a path that is there, got run-1\\x00"),
+        (b"# the good one\nrun-l\n", "line 2: expected a path that is there, got run-l"),
+    ],
+)
+def test_clean_removes_nothing_where_the_baseline_cannot_be_read_or_names_nothing(
+    home: Path, baseline: bytes, line: str
+) -> None:
     (made,) = runs(home / "results", 1)
-    (home / "results" / "baseline").write_bytes(b"\xff\xfe")
+    (home / "results" / "baseline").write_bytes(baseline)
     done = told("clean", "--keep", "0")
     assert done.exit_code == 2
+    assert done.stderr.startswith("loadbench: results/baseline: " + line)
+    assert done.stderr.count("\n") == 1
     assert made.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["run-1  # the good one\n", "\ufeffrun-1\n", "\ufeff# a comment\r\nresults/run-1\r\n", "run-1\t# good\n"]
+)
+def test_clean_reads_a_baseline_as_people_write_it(home: Path, text: str) -> None:
+    runs(home / "results", 2)
+    (home / "results" / "baseline").write_bytes(text.encode())
+    assert told("clean", "--keep", "0").exit_code == 0
+    assert left(home / "results") == {"run-1", "baseline"}
+
+
+@pytest.mark.parametrize("place", ["baseline", "baseline/good"])
+def test_clean_keeps_a_run_that_the_baseline_links_to(home: Path, place: str) -> None:
+    made = runs(home / "results", 2)
+    link = home / "results" / place
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(made[0], target_is_directory=True)
+    assert told("clean", "--keep", "0").exit_code == 0
+    assert left(home / "results") == {"run-1", "baseline"}
+
+
+def test_clean_keeps_a_run_that_is_the_baseline_itself(home: Path) -> None:
+    (made,) = runs(home / "results", 1)
+    made.rename(home / "results" / "baseline")
+    assert told("clean", "--keep", "0").exit_code == 0
+    assert left(home / "results") == {"baseline"}

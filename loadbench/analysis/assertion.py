@@ -11,10 +11,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, cast
 
+from pydantic_core import PydanticCustomError
+
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
 from loadbench.analysis.stats import PERCENTILES
 from loadbench.errors import UsageError
-from loadbench.scenario.units import DURATION, SHARE
+from loadbench.scenario.units import DURATION, SHARE, Quantity
 
 Comparison = Literal["<", "<=", ">", ">="]
 
@@ -162,9 +164,10 @@ def _own_statistic(reading: _Reading, metric: str, series: Series | None) -> tup
         series = cast(Series, named)
         reading.need(r"\.", f"a dot and a statistic of {metric}, such as .p95")
     at = reading.at
-    statistic = reading.need(r"p\d+([._]\d+|_all)?|[A-Za-z]\w*", _one_of(map(_shown, STATISTICS))).replace(".", "_")
+    expected = _one_of(map(_shown, STATISTICS))
+    statistic = reading.need(r"p[0-9]+([._][0-9]+|_all)?|[A-Za-z]\w*", expected).replace(".", "_")
     if statistic not in STATISTICS:
-        reading.refuse(_one_of(map(_shown, STATISTICS)), at)
+        reading.refuse(expected, at)
     return series, statistic
 
 
@@ -176,7 +179,7 @@ def _k6_statistic(reading: _Reading, metric: str) -> str | None:
         return None
     percentiles = [f"p({_shown(name)[1:]})" for name in PERCENTILES]
     expected = _one_of([*percentiles, *_K6_STATISTICS])
-    share = reading.found(r"p\(\s*\d+(\.\d+)?\s*\)")
+    share = reading.found(r"p\(\s*[0-9]+(\.[0-9]+)?\s*\)")
     word = None if share else reading.need(_NAME, expected)
     if word is not None:
         return _K6_STATISTICS.get(word) or reading.refuse(expected, at)
@@ -201,22 +204,30 @@ def _comparison(reading: _Reading, metric: str) -> Comparison:
 
 def _limit(reading: _Reading, metric: str, by_k6: bool) -> tuple[float, str]:
     """In milliseconds, shares or the rate's unit. A bare number of a latency is k6's milliseconds, and only there."""
-    number = reading.need(r"\d+(\.\d+)?|\.\d+", "a number")
+    start = reading.at
+    number = reading.need(r"[0-9]+(\.[0-9]+)?|\.[0-9]+", "a number")
     if metric in LATENCIES:
         told = reading.found(r"(us|ms|s|m|h)\b")
         if told is None and not by_k6:
             reading.refuse(f"a unit after {number}: s or ms")
-        return round(DURATION.read(number + (told or "ms")) * 1e3, 9), "ms"
+        return round(_read(reading, DURATION, number + (told or "ms"), start) * 1e3, 9), "ms"
     unit = "share" if metric == ERROR_RATE else RATES[metric].unit
     at = reading.at
     if unit != "share":
         named = {"1/s": r"(1|req|requests)?/s\b", "tok/s": r"(tok|tokens)?/s\b", "J": r"J\b"}
         reading.found(named[unit])
         return float(number), unit
-    limit = SHARE.read(number + (reading.found("%") or ""))
+    limit = _read(reading, SHARE, number + (reading.found("%") or ""), start)
     if not 0 <= limit <= 1:
         reading.refuse("a share from 0 to 1, or 0% to 100%", at - len(number))
     return limit, unit
+
+
+def _read(reading: _Reading, quantity: Quantity, text: str, at: int) -> float:
+    try:
+        return quantity.read(text)
+    except PydanticCustomError as error:  # a number too large for a float
+        reading.refuse(error.message().removeprefix("expected "), at)
 
 
 def _scope(reading: _Reading) -> Scope | None:
@@ -228,7 +239,7 @@ def _scope(reading: _Reading) -> Scope | None:
         reading.refuse("a level: 4 users, 2/s or level 3")
     load, _, model = reading.text[reading.at :].strip().partition(" of ")
     reading.at = len(reading.text)
-    number = re.fullmatch(r"level\s+(\d+)", load)
+    number = re.fullmatch(r"level\s+([0-9]{1,9})", load)
     return Scope(int(number[1]) if number else None, None if number else load.strip(), model.strip() or None)
 
 

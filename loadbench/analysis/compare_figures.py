@@ -33,9 +33,10 @@ class Figure:
     always: bool = True
 
     def worse(self, value: float | None) -> float:
-        """The value on a scale on which more is worse and changes add up; NaN where there is none."""
+        """The value on a scale on which more is worse and changes add up; NaN where there is none, infinite of a rate
+        of nothing."""
         if value is None or (self.kind == "ratio" and value <= 0):
-            return math.nan
+            return math.nan if value is None or self.lower_is_better else math.inf
         scaled = math.log(value) if self.kind == "ratio" else value
         return scaled if self.lower_is_better else -scaled
 

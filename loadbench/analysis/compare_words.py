@@ -17,6 +17,11 @@ OF_FEW = ("few_samples", "over_capacity")  # what the interval over runs holds a
 
 WhyNot = Callable[[Level | None], str | None]
 
+BUSY = {"busy_machine": "the machine was busy", "stolen_cpu": "the hypervisor took CPU time"}
+"""Cautions on what ran beside the target: one side's runs are not like the other's where only these have them."""
+ON_TOP = BUSY | {"client_bound": "client-bound"}
+"""Cautions that the first paragraph repeats of runs that count all the same."""
+
 
 def refusal(differences: Sequence[Difference]) -> str:
     """Why the runs are not compared, in one line."""
@@ -64,11 +69,28 @@ def doubts(base: Sequence[Level | None], new: Sequence[Level | None], why_not: W
             for count, levels, side in zip(counts, sides, ("base", "new"), strict=True)
             if count
         ]
-        yield f"{about.replace('_', ' ')} in {' and '.join(told)}"
+        yield f"{ON_TOP.get(about, about.replace('_', ' '))} in {' and '.join(told)}"
+
+
+def lacking(level: Compared, rows: Sequence[Row]) -> str:
+    """``TTFT p50 and TPOT p50 at 4 users of phi-4: …``, of figures that lack values; the commonest reason of theirs."""
+    what = words.listed([row.title for row in rows[:MOST_TOLD]]) + _rest(rows)
+    why = Counter(row.because for row in rows if row.because).most_common(1)
+    return f"{what} at {level.load} of {level.model}" + (f": {why[0][0]}" if why else "")
+
+
+def not_held(comparison: Comparison) -> str:
+    """Why a gate has no answer, in one line."""
+    if not comparison.missing:
+        return "nothing could be compared: no figure has an answer"
+    told = "; ".join(comparison.missing[:MOST_TOLD]) + _rest(comparison.missing)
+    return f"not all that the base has could be compared: {told}"
 
 
 def change(row: Row) -> str:
     """``21 % higher``; ``2 points lower`` of a share."""
+    if _is_unbounded(row):
+        return _without_bound(row)
     if row.change is None:
         return "not to be told"
     if row.kind == "difference":
@@ -76,10 +98,25 @@ def change(row: Row) -> str:
     return f"{abs(100 * (row.change - 1)):.3g} % {'higher' if row.change > 1 else 'lower'}"
 
 
+def _is_unbounded(row: Row) -> bool:
+    """Whether one side has no number to make a ratio of; compare.json has its change as null."""
+    if row.change is None:
+        return row.base.beyond != row.new.beyond
+    return row.kind == "ratio" and (row.change == 0 or math.isinf(row.change))
+
+
+def _without_bound(row: Row) -> str:
+    if row.new.beyond != row.base.beyond:
+        now = row.new.beyond > row.base.beyond
+        return "beyond any number, over capacity" if now else "a number again, no longer over capacity"
+    return "down to nothing" if row.change == 0 else "up from nothing"
+
+
 def size(row: Row) -> tuple[bool, float]:
     """What is to be told first: requests that fail and targets that die, then the greatest change."""
-    of_share = row.kind == "difference"
-    return of_share, abs(row.change or 0.0) if of_share else abs(math.log(row.change or 1.0))
+    if row.kind == "difference":
+        return True, abs(row.change or 0.0)
+    return False, math.inf if _is_unbounded(row) else abs(math.log(row.change or 1.0))
 
 
 def text(comparison: Comparison) -> str:
@@ -108,13 +145,29 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
         of_these = f" for {count} of these" if others else ""
         verb = "is" if counts["inconclusive"] == 1 else "are"
         yield f"{counts['inconclusive']} of {len(rows)} {verb} inconclusive{of_these}: {why}."
-    for level in comparison.levels:
-        if not level.rows:
-            yield f"Nothing counts at {level.load}{_of(level, comparison)}: {words.listed(level.left_out)}."
+    yield from _left_out(comparison)
     if comparison.not_compared:
         yield f"Not compared: {words.listed(comparison.not_compared[:MOST_TOLD])}{_rest(comparison.not_compared)}."
     yield from _provenance(comparison)
     yield from _answers(comparison)
+
+
+def _left_out(comparison: Comparison) -> Iterator[str]:
+    """What does not count, and what counts all the same though it is not as it should be."""
+    for level in comparison.levels:
+        if not level.rows:
+            yield f"Nothing counts at {level.load}{_of(level, comparison)}: {words.listed(level.left_out)}."
+    counted = [level for level in comparison.levels if level.rows]
+    yield from _by_line("Left out", comparison, [(level, line) for level in counted for line in level.left_out])
+    doubts = [(level, line) for level in counted for line in level.doubts if line.startswith(tuple(ON_TOP.values()))]
+    yield from _by_line("Bear in mind", comparison, doubts)
+
+
+def _by_line(what: str, comparison: Comparison, told: Sequence[tuple[Compared, str]]) -> Iterator[str]:
+    """``Left out: client-bound in 1 of 5 new runs, at 4 users and 8 users.``"""
+    for line in list(dict.fromkeys(line for _, line in told))[:MOST_TOLD]:
+        places = [f"{level.load}{_of(level, comparison)}" for level, other in told if other == line]
+        yield f"{what}: {line}, at {words.listed(places[:MOST_TOLD])}{_rest(places)}."
 
 
 HEADS = {

@@ -20,11 +20,13 @@ class Side:
     """One figure of one set: its ``values`` run by run (None: that run has none, or was left out) and their median.
 
     ``indicative`` values stand on fewer samples than a firm percentile takes: that they scatter is in the interval.
+    ``beyond``: so many are latencies over capacity, worse than any number, which compare.json has as null.
     """
 
     values: tuple[float | None, ...]
     median: float | None
     indicative: int = 0
+    beyond: int = 0
 
     @property
     def runs(self) -> int:
@@ -106,7 +108,8 @@ class Comparison:
     """Two sets of runs. ``differences`` in provenance are there under ``--force`` only, but for ``instrument``'s.
 
     ``least_effect`` is what a change must be to count, ``alarm`` how often a comparison of identical runs may call any
-    figure worse. ``answer`` is the worst of the figures that gate; ``compared`` says whether any of them has one.
+    figure worse. ``answer`` is the worst of the figures that gate; ``compared`` says whether any of them has one,
+    beside those of failing. ``missing`` is what the base has and a gate could not hold, level by level.
     """
 
     schema: int
@@ -125,6 +128,7 @@ class Comparison:
     answers: tuple[Said, ...]
     environment: dict[str, Any]
     endpoint: dict[str, Any]
+    missing: tuple[str, ...] = ()
 
 
 def schema() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import orjson
 
+from loadbench.analysis import words
 from loadbench.analysis.assertion import ERROR_RATE, WHOLE_SLO, Assertion, Comparison, Scope, parse
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
 from loadbench.analysis.road import FALLS, GROWS, is_over
@@ -82,6 +83,17 @@ def kept(run_dir: Path) -> Asked | None:
         raise UsageError(f"{path}: expected what --assert said, got {error}") from error
 
 
+def of_report(said: Asked | None, run_dir: Path) -> Asked | None:
+    """What a report of the run asserts: what was said to it, else what the run was started with.
+
+    Whoever only allows indicative values has asserted nothing instead.
+    """
+    if said is not None and said.assertions:
+        return said
+    started = kept(run_dir)
+    return started if said is None else replace(started or said, allow_indicative=said.allow_indicative)
+
+
 def held(asked: Asked, summary: Summary, counting: Sequence[Level]) -> tuple[Gate, ...]:
     """Every assertion at every level that it is of; ``counting`` are those by which the SLO decides."""
     answers = _answers(summary)
@@ -134,8 +146,8 @@ def _is_meant(level: Level, scope: Scope) -> bool:
 
 def _typed(load: str) -> str:
     """However it is typed: ``4 Users``, ``1 users``, ``1->8 users``."""
-    words = load.casefold().replace("->", "→").replace(",", "").split()
-    return " ".join("user" if word == "users" else word for word in words)
+    parts = load.casefold().replace("->", "→").replace(",", "").split()
+    return " ".join("user" if word == "users" else word for word in parts)
 
 
 def _absent(scope: Scope | None, summary: Summary) -> str:
@@ -157,6 +169,8 @@ def _held(assertion: Assertion, level: Level, allow_indicative: bool, stated: bo
     is_latency = assertion.metric in LATENCIES
     seen = _latency(assertion, level) if is_latency else _rate(assertion.metric, level)
     met = seen.value is not None and assertion.met(seen.value)
+    if met and assertion.is_share:
+        seen = replace(seen, doubt=_coarse(assertion, seen.n))
     result: GateResult = "pass" if met else "fail"
     because = seen.doubt
     if seen.doubt and seen.sure and not met:
@@ -192,7 +206,6 @@ def _latency(assertion: Assertion, level: Level) -> _Seen:
 
 
 def _rate(metric: str, level: Level) -> _Seen:
-    """A share of the requests is what happened, not an estimate, so it is firm on any number of them."""
     attempted, ok = level.requests.attempted, level.requests.ok
     if metric == ERROR_RATE:
         return _Seen((attempted - ok) / attempted, attempted) if attempted else _Seen(None, 0, doubt="no samples")
@@ -204,6 +217,18 @@ def _rate(metric: str, level: Level) -> _Seen:
         tpot = level.latency_ms["tpot"]["service"]
         return _Seen(value, tpot.n, doubt=doubt(tpot, "p50"))
     return _Seen(value, n, doubt=None if is_share else _few(n, "rate"))
+
+
+def _coarse(assertion: Assertion, n: int) -> str | None:
+    """Why too few requests met a limit on how many may fail: it takes as many as it allows one failure of.
+
+    Two of two say nothing of 1 %; a hundred do, of which a target that fails that often shows one in 63 % of levels.
+    That none at all may fail is what happened, on any number of requests. A miss is one, too.
+    """
+    limit = assertion.limit or 0.0
+    allowed = limit if assertion.metric == ERROR_RATE else 1 - limit
+    floor = math.ceil(1 / allowed - 1e-9) if allowed > 0 else 0
+    return f"{words.requests(n)}; it is firm from {floor:,}, of which one may fail" if n < floor else None
 
 
 def _few(n: int, what: str) -> str | None:

@@ -48,6 +48,8 @@ class Against:
     """The comparison with the last good night: its date, the answer, what was said of it, and its page.
 
     ``brief`` is the greatest change that was told from chance, or why none was; ``doubts`` what to bear in mind.
+    ``changed`` is why no earlier night measured the same thing, so that this one is a new baseline; ``broke``: a fault
+    of loadbench or the system kept them from being compared.
     """
 
     night: str | None
@@ -56,6 +58,8 @@ class Against:
     page: str | None = None
     brief: str | None = None
     doubts: str | None = None
+    changed: str | None = None
+    broke: bool = False
 
 
 @dataclass(slots=True)
@@ -63,7 +67,8 @@ class Turn:
     """A scenario's in the night. ``path`` is where its run or runs are, seen from the night's folder.
 
     ``process`` is the run that is under way, for who finds it left behind, ``until`` when it is stopped at the latest.
-    ``accepted``: what regressed is good from now on.
+    ``accepted``: what regressed is good from now on. ``is_base``: if it was good, the next night is held against it
+    rather than against an earlier one; not what was measured beside something else, nor what may have got worse.
     """
 
     name: str
@@ -78,6 +83,7 @@ class Turn:
     until: str | None = None
     against: Against | None = None
     accepted: bool = False
+    is_base: bool = True
 
     @property
     def is_over(self) -> bool:
@@ -85,10 +91,12 @@ class Turn:
 
     @property
     def code(self) -> int | None:
-        """As what it counts: what it exited with, or what that stands for; None: it has not ended."""
-        regressed = self.against is not None and self.against.answer == "regressed"
-        if self.exit_code == 0 and regressed and not self.accepted:
-            return REGRESSED
+        """As what it counts: the worse of what it exited with and what the comparison says; None: it has not ended."""
+        if self.exit_code in (0, MISSED) and self.against is not None:
+            if self.against.broke:
+                return BROKE
+            if self.against.answer == "regressed" and not self.accepted:
+                return REGRESSED
         if self.exit_code is None or self.exit_code in OUTCOMES:
             return self.exit_code
         return BROKE
@@ -175,14 +183,20 @@ def nights(root: Path) -> list[Night]:
 
 
 def good(earlier: Sequence[Night], name: str) -> Iterator[tuple[Night, Path]]:
-    """The nights in which a scenario was good, as ``earlier`` has them, with where its run or runs are.
+    """The nights in which a scenario was good, or was accepted, with where its run or runs are: those first that are
+    bases, then the others, each as ``earlier`` has them.
 
     Not only nights in which all was: one scenario that fails for weeks would leave the others without a base.
     """
-    for night in earlier:
-        for turn in night.turns:
-            if turn.name == name and turn.code == 0 and turn.path and (night.folder / turn.path).is_dir():
-                yield night, night.folder / turn.path
+    found = [
+        (night, turn, night.folder / turn.path)
+        for night in earlier
+        for turn in night.turns
+        if turn.name == name and (turn.code == 0 or turn.accepted) and turn.path
+    ]
+    for night, _, path in sorted(found, key=lambda one: not (one[1].is_base or one[1].accepted)):
+        if path.is_dir():
+            yield night, path
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Two sets of runs with a number each: how far apart they are, how sure that is, and whether it is more than chance.
 
 The run is the unit: requests of one run wait for one another, and tests that take them for independent cry wolf on
-three of four identical pairs. What the numbers are is somebody else's business; here they are to be subtracted.
+three of four identical pairs. What the numbers are is somebody else's business; here they are to be subtracted. An
+infinite one lies beyond all that are not, by nobody knows how much.
 """
 
 from __future__ import annotations
@@ -39,12 +40,19 @@ def shift(base: Floats, new: Floats) -> Shift:
 
     The interval holds the true shift in at least 95 of 100 cases, whatever the distribution, as long as both sets have
     the same one but for the shift; ties make it wider. (Hollander & Wolfe, Nonparametric Statistical Methods, 4.2-4.3.)
+    Two infinite values differ by anything: the interval takes them for the worst on either side.
     """
-    differences = np.sort(np.subtract.outer(new, base), axis=None)
+    with np.errstate(invalid="ignore"):
+        differences = np.subtract.outer(new, base).ravel()
+    unknown = np.isnan(differences)
+    lows, highs = (np.sort(np.where(unknown, end, differences)) for end in (-np.inf, np.inf))
+    middle = np.sort(np.where(unknown, 0.0, differences))[(differences.size - 1) // 2 : differences.size // 2 + 1]
+    low, high = float(middle[0]), float(middle[-1])
+    value = low if low == high else 0.0 if math.isinf(low) and math.isinf(high) else (low + high) / 2
     rank = interval_rank(base.size, new.size)
     if rank is None:
-        return Shift(float(np.median(differences)), None, None)
-    return Shift(float(np.median(differences)), float(differences[rank - 1]), float(differences[-rank]))
+        return Shift(value, None, None)
+    return Shift(value, float(lows[rank - 1]), float(highs[-rank]))
 
 
 @cache
@@ -88,7 +96,7 @@ def chances(base: Floats, new: Floats) -> Floats:
     Bonferroni's share. (Westfall & Young 1993, single-step maxT. With t, not ranks: with a dozen figures some one has
     the greatest rank sum there is by chance, and five runs a side would never be enough.)
     """
-    values = np.vstack([base, new])
+    values = _bounded(np.vstack([base, new]))
     known = ~np.isnan(values)
     largest = np.max(np.abs(values), axis=0, where=known, initial=0.0)
     centred = np.where(known, values - _mean(values, known), 0.0)
@@ -100,6 +108,25 @@ def chances(base: Floats, new: Floats) -> Floats:
     # Rounding must not tell a deal from itself.
     chance = np.mean(most[:, None] >= seen - 1e-9 * np.abs(np.where(np.isfinite(seen), seen, 0.0)), axis=0)
     return np.where(np.isneginf(seen), 1.0, chance)
+
+
+def _bounded(values: Floats) -> Floats:
+    """Infinite values where a t can be had of them: some typical steps beyond the last that is not infinite.
+
+    The step is made from all runs together, whichever set they are of, so that the chance stays what it is.
+    """
+    found = values.copy()
+    for place in np.flatnonzero(np.isinf(values).any(axis=0)):
+        column = values[:, place]
+        finite = np.sort(column[np.isfinite(column)])
+        step = STEPS_BEYOND * float(np.median(np.diff(finite))) if finite.size > 1 else 0.0
+        low, high = (finite[0], finite[-1]) if finite.size else (0.0, 0.0)
+        found[:, place] = np.clip(column, low - max(step, LEAST_BEYOND), high + max(step, LEAST_BEYOND))
+    return found
+
+
+STEPS_BEYOND = 10
+LEAST_BEYOND = 0.05  # of a logarithm: a least effect
 
 
 def _mean(values: Floats, known: npt.NDArray[np.bool_]) -> Floats:
@@ -141,7 +168,7 @@ def runs_needed(base: Floats, new: Floats, distance: float) -> int | None:
     For two normal samples a 95 % interval reaches 1.96 s √(2/n) to either side; the Mann–Whitney one needs π/3 times as
     many values (Lehmann, Nonparametrics, 2.4). ``s`` is pooled.
     """
-    if min(base.size, new.size) < 2:
+    if min(base.size, new.size) < 2 or not np.isfinite([*base, *new]).all():
         return None
     squares = float(np.sum((base - base.mean()) ** 2) + np.sum((new - new.mean()) ** 2))
     variance = squares / (base.size + new.size - 2)

@@ -74,16 +74,8 @@ def answers_only(summary: Summary) -> bool:
 def why(summary: Summary, code: int) -> str:
     """Why the exit code is what it is, in one line."""
     if code == 99:
-        missed = [
-            f"{search.model} {search.because.removeprefix('missed ')}"
-            for search in summary.searches
-            if search.result == "none"
-        ]
-        missed += [
-            f"{clause.clause} at {named(level, summary)}"
-            for level, clause, result, _ in _promised(summary)
-            if result == "fail"
-        ]
+        missed = [f"{s.model} {s.because.removeprefix('missed ')}" for s in summary.searches if s.result == "none"]
+        missed += [f"{c.clause} at {named(level, summary)}" for level, c, how, _ in _promised(summary) if how == "fail"]
         told = [f"SLO missed: {', '.join(missed)}"] if missed else []
         asserted = _of_gates(summary, "fail")
         return "; ".join([*told, *([f"gate missed: {'; '.join(asserted)}"] if asserted else [])])
@@ -102,20 +94,29 @@ def why(summary: Summary, code: int) -> str:
     if gave_up := _gave_up(summary):
         return f"result invalid: the memory ladder has no answer: {gave_up}"
     unanswered = [search.because for search in summary.searches if search.result == "undecided"]
-    if unanswered and not any(_invalid(level, summary) for level in _valid_needed(summary)):
+    invalid = next((level for level in _valid_needed(summary) if _invalid(level, summary)), None)
+    if unanswered and invalid is None:
         return f"result invalid: the search has no answer: {'; '.join(unanswered)}"
     if any(_is_rung(level) and level.memory and level.memory.of is None for level in _valid_needed(summary)):
         return "result invalid: no memory of the target was read, so that the memory ladder has no answer"
     untold = [*_of_slo(summary), *_of_gates(summary, "invalid")]
-    if untold and not any(_invalid(level, summary) for level in _valid_needed(summary)):
+    if untold and invalid is None:
         return f"result invalid: a gate without a firm value: {'; '.join(untold)}"
     attempted = sum(level.requests.attempted for level in summary.levels)
     if not attempted:
         stopped = [f": {left.because}" for left in summary.not_run]
         return f"result invalid: no request was sent{''.join(stopped[:1])}"
     failed = _failed(summary.levels)
-    kinds = ", ".join(f"{n:,} {name}" for name, n in failed.most_common()) or "none failed, a gate had too few"
+    if invalid is not None and not any(invalid.requests.failed.values()):
+        return f"result invalid: {_empty(invalid)} at {named(invalid, summary)}"
+    kinds = ", ".join(f"{n:,} {name}" for name, n in failed.most_common())
     return f"result invalid: {failed.total():,} of {attempted:,} requests failed ({kinds})"
+
+
+def _empty(level: Level) -> str:
+    """What a level lacks that is invalid though no request failed."""
+    without = [words.clause_title(clause.clause) for clause in level.slo if clause.n == 0]
+    return f"no sample of {without[0]}" if without and level.requests.attempted else "no request was due"
 
 
 def _gave_up(summary: Summary) -> str | None:

@@ -5,6 +5,7 @@ Texts from servers and files pass ``plain`` or ``markdown``, as in every report.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from loadbench.report.words import NONE, figure, milliseconds, octets, share
 
 LOOPS = {"closed": CLOSED, "open": OPEN, "search": "search"}
 MOST_PROMPTS = 12
+BEYOND = "∞"
 UNITS: dict[str, Callable[[float | None], str]] = {"ms": milliseconds, "bytes": octets, "share": share}
 MEANING = (
     "Base and new are the medians over runs; change is the Hodges–Lehmann estimate of new ÷ base (of a share: of the"
@@ -92,7 +94,8 @@ def _columns(rows: list[Row]) -> Iterator[Cells]:
 
 
 def _told(row: Row) -> Callable[[float | None], str]:
-    return UNITS.get(row.unit, figure)
+    tell = UNITS.get(row.unit, figure)
+    return lambda value: BEYOND if value is not None and math.isinf(value) else tell(value)
 
 
 def value(row: Row, side: Side) -> str:
@@ -107,6 +110,8 @@ def _range(row: Row, side: Side) -> str:
 
 def _step(row: Row, value: float) -> str:
     """``1.20`` times, or ``+2.0`` points."""
+    if math.isinf(value):
+        return BEYOND
     return f"{value:.3f}" if row.kind == "ratio" else f"{100 * value:+.1f}".replace("-", "−")
 
 
@@ -147,6 +152,8 @@ def notes(comparison: Comparison) -> Iterator[str]:
     )
     if any(side.indicative for level in comparison.levels for row in level.rows for side in (row.base, row.new)):
         yield "~ in some runs on fewer samples than a firm value takes: how far that scatters is in the interval"
+    if any(side.beyond for level in comparison.levels for row in level.rows for side in (row.base, row.new)):
+        yield f"{BEYOND} over capacity: a latency there only says how long the level was, and is worse than any other"
 
 
 def _prompts(prompts: list[Said]) -> Iterator[str]:

@@ -5,6 +5,7 @@ The page's shell and its policy are ``page``'s, the pieces of its pictures ``pic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -44,8 +45,8 @@ UNITS = {"closed": "users", "open": "requests asked for per second"}
 WIDE = 4.0  # a ladder that spans more is drawn on a logarithm
 
 
-def write_comparison(comparison: Comparison, folder: Path, warn: Callable[[str], None] | None = None) -> None:
-    """compare.json, compare.md and compare.html, each whole; what cannot be written is told by ``warn``."""
+def write_comparison(comparison: Comparison, folder: Path, warn: Callable[[str], None] | None = None) -> bool:
+    """compare.json, compare.md and compare.html, each whole; what cannot be written is told by ``warn``, and False."""
     say = warn or (lambda line: click.echo(as_line(f"loadbench: {line}"), err=True))
     for name, data in (
         ("compare.json", comparison_json(comparison)),
@@ -56,7 +57,8 @@ def write_comparison(comparison: Comparison, folder: Path, warn: Callable[[str],
             write_whole(folder / name, data)
         except UsageError as error:
             say(str(error))
-            return
+            return False
+    return True
 
 
 def html_text(comparison: Comparison) -> str:
@@ -125,9 +127,10 @@ def _changes(comparison: Comparison) -> Iterator[Figure | LeftOut]:
 
 
 def _change_picture(comparison: Comparison, model: str, number: int, rows: Sequence[tuple[Compared, Row]]) -> Figure:
-    drawn = [_change_row(level, row) for level, row in rows[:MOST_CHANGES]]
+    told_rows = [_change_row(level, row) for level, row in rows[:MOST_CHANGES]]
+    drawn = [each for each in told_rows if each["x"] is not None]
     least = comparison.least_effect
-    worst = [f"{each['place']} {each['step']}" for each in drawn if each["answer"] == "regressed"]
+    worst = [f"{each['place']} {each['step']}" for each in told_rows if each["answer"] == "regressed"]
     more = f" and {len(worst) - MOST_NAMED} more" if worst[MOST_NAMED:] else ""
     said = f"regressed: {', '.join(worst[:MOST_NAMED])}{more}" if worst else "none has regressed"
     return Figure(
@@ -139,7 +142,7 @@ def _change_picture(comparison: Comparison, model: str, number: int, rows: Seque
         headings=("figure", "load", "base", "new", "change", "95 % interval", "answer"),
         rows=tuple((row.title, level.load, *_cells(row)) for level, row in rows),
         note=f"bars: 95 % interval over runs; grey: within {100 * least:g} %, which does not count"
-        + (f"; {len(rows) - MOST_CHANGES} more figures in the table" if rows[MOST_CHANGES:] else ""),
+        + (f"; {len(rows) - len(drawn)} more figures in the table" if rows[len(drawn) :] else ""),
     )
 
 
@@ -158,7 +161,7 @@ def _change_layers(drawn: Sequence[dict[str, Any]], least: float) -> list[Spec]:
     }
     shape = picture.shaped("answer", answers) | {"legend": {"title": None}}
     band = [{"x": 1 / (1 + least), "x2": 1 + least}]
-    whiskers = [each for each in drawn if each["low"] is not None]
+    whiskers = [each for each in drawn if each["low"] is not None and each["high"] is not None]
     rule, dot = {"type": "rule", "strokeWidth": 2}, {"type": "point", "filled": True, "size": 70, "opacity": 1}
     return [
         layer(band, {"type": "rect", "color": picture.GRID, "opacity": 0.6}, x=x, x2={"field": "x2"}),
@@ -181,8 +184,13 @@ def _change_row(level: Compared, row: Row) -> dict[str, Any]:
         row.answer,
         row.because,
     )
-    found = {"place": place, "x": row.change, "low": row.low, "high": row.high}
+    found = {"place": place, "x": _drawn(row.change), "low": _drawn(row.low), "high": _drawn(row.high)}
     return found | {"answer": row.answer, "step": change(row), "tip": tip}
+
+
+def _drawn(ratio: float | None) -> float | None:
+    """What a logarithm has a place for."""
+    return ratio if ratio and math.isfinite(ratio) else None
 
 
 def _curves(comparison: Comparison) -> Iterator[Figure | LeftOut]:
@@ -197,7 +205,7 @@ def _curves(comparison: Comparison) -> Iterator[Figure | LeftOut]:
             continue
         for metric in CURVES:
             rows = [(level, row) for level in levels for row in level.rows if row.metric == metric]
-            if len([row for _, row in rows if row.base.runs and row.new.runs]) >= 2:
+            if len([row for _, row in rows if _bounded(row.base) and _bounded(row.new)]) >= 2:
                 yield _curve(f"{metric.replace('.', '-')}-{number}", model, UNITS[loop], rows)
 
 
@@ -207,7 +215,7 @@ def _curve(name: str, model: str, unit: str, rows: Sequence[tuple[Compared, Row]
         _curve_row(level, row, side, series)
         for level, row in rows
         for series, side in (("base", row.base), ("new", row.new))
-        if side.runs
+        if _bounded(side)
     ]
     top = max(each["high"] for each in drawn)
     of_time = {"labelExpr": MS} if first.unit == "ms" else {}
@@ -235,8 +243,13 @@ def _curve(name: str, model: str, unit: str, rows: Sequence[tuple[Compared, Row]
     )
 
 
+def _bounded(side: Side) -> bool:
+    """Whether its median is a number: over capacity a latency has none."""
+    return side.median is not None and math.isfinite(side.median)
+
+
 def _curve_row(level: Compared, row: Row, side: Side, series: str) -> dict[str, Any]:
-    known = [each for each in side.values if each is not None]
+    known = [each for each in side.values if each is not None and math.isfinite(each)]
     tip = told(
         f"{series}, {level.load}",
         f"{row.title} {value(row, side)}, {len(known)} runs",

@@ -228,7 +228,8 @@ def _turn(turn: Turn, known: Nights) -> Iterator[str]:
         yield f'<p class="{_kind(turn)}">{text(turn.why)}</p>'
     if turn.against is not None and turn.against.night is not None:
         accepted = " That was accepted: it is what is good from now on." if turn.accepted else ""
-        yield f"<p>Against the last good night: {text(turn.against.text)}{accepted}</p>"
+        which = "" if turn.against.changed else "Against the last good night: "
+        yield f"<p>{which}{text(turn.against.text)}{accepted}</p>"
     if turn.path is not None:
         yield from _said(known.night.folder / turn.path)
         base = known.base(turn.against)

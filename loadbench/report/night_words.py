@@ -88,7 +88,7 @@ def held(against: Against) -> str:
     """The comparison in a few words."""
     if against.night is None:
         return "no good night before it"
-    return against.answer or "not compared"
+    return against.answer or ("new baseline" if against.changed else "not compared")
 
 
 def told(turn: Turn, earlier: Sequence[Night]) -> str:
@@ -97,7 +97,8 @@ def told(turn: Turn, earlier: Sequence[Night]) -> str:
     parts += [now] if (now := since(turn, earlier)) else []
     if turn.against is not None:
         brief = f": {turn.against.brief}" if turn.against.brief else ""
-        night = f" against {turn.against.night}" if turn.against.night else ""
+        instead = "instead of" if turn.against.changed else "against"
+        night = f" {instead} {turn.against.night}" if turn.against.night else ""
         parts.append(f"{held(turn.against)}{night}{brief}")
     parts += [f"took {clock(turn.took_s)}"] if turn.took_s is not None else []
     return "; ".join(parts)

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, unquote
 
 from loadbench.analysis.summary import Summary
 from loadbench.errors import UsageError
 from loadbench.report.escape import plain
 from loadbench.report.gauges import families, started_ns
-from loadbench.scenario.redaction import redact_url
+from loadbench.scenario.redaction import redact_url, without_secrets
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricsData
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 DEFAULT_ENDPOINT = "http://localhost:4318"  # the specification's, where neither is set
-LOGGER = "opentelemetry.exporter.otlp.proto.http.metric_exporter"
+HEADERS_VARIABLES = ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+LOGGER = "opentelemetry"  # all of it: what reads the headers quotes one that it does not understand
 
 
 def send(summary: Summary) -> None:
@@ -41,7 +44,8 @@ def send(summary: Summary) -> None:
         result = exporter.export(data)
         exporter.shutdown()
     except ValueError as error:  # a variable that does not say what it should
-        raise UsageError(f"--export otlp: expected OpenTelemetry's variables to be valid, got {error}") from error
+        got = _shown(str(error))
+        raise UsageError(f"--export otlp: expected OpenTelemetry's variables to be valid, got {got}") from None
     finally:
         logger.removeHandler(heard)
         logger.propagate = passed_on
@@ -65,7 +69,16 @@ class _Heard(logging.Handler):
         self.lines.append(record.getMessage())
 
     def told(self) -> str:
-        return plain("; ".join(dict.fromkeys(self.lines)) or "no reason", 400)
+        return _shown("; ".join(dict.fromkeys(self.lines)) or "no reason")
+
+
+def _shown(said: str) -> str:
+    """What OpenTelemetry says, without what its variables hold that nobody else is to read."""
+    urls = [os.environ.get(name, "") for name in ENDPOINT_VARIABLES]
+    secrets = [os.environ.get(name, "") for name in HEADERS_VARIABLES]
+    secrets += [value for url in urls for _, value in parse_qsl(url.partition("?")[2])]
+    said = re.sub(r"//[^/\s@]*@", "//", re.sub(r"\?\S+", "?…", said))  # of any URL: short ones, and encoded anew
+    return plain(without_secrets(said, {form: form for value in secrets for form in (value, unquote(value))}), 400)
 
 
 def _data(summary: Summary) -> MetricsData:
