@@ -2,8 +2,8 @@
 
 `make bench-compare`: servers of known arithmetic on the virtual clock, 5 runs against 5, through run directories and
 the comparison itself. Each run's server is 2 % faster or slower than the next, as real ones are from start to start,
-and draws arrivals and work of its own: every pair is a trial of its own. Exits with 1 where more than 3 of 100 identical
-pairs are called worse, or fewer than 80 of 100 slowdowns are found.
+and draws arrivals and work of its own: every pair is a trial of its own. Exits with 1 where more than 3 of 100
+identical pairs are called worse, or fewer than 80 of 100 slowdowns are found.
 
 ``--real 48`` adds runs of the scripted endpoint on the real clock, which nothing else here touches. They take 20 s each
 and are as good as the machine: 72 of them, made in mixed order so that both kinds meet the same weather, and sets of
@@ -104,12 +104,14 @@ HEAD = (
 )
 ABOUT = """The pairs of a row do not differ, or one of the two is 20 % slower. *Some interval wholly on the worse side*:
 how often the 95 % interval of some figure alone, without a least effect and however many figures there are, would have
-raised the alarm. Rows of *known arithmetic* are on the virtual clock, and every pair of theirs is a trial of its own. Rows of
-the *scripted endpoint* are on the real clock, made in mixed order, and sets of five are drawn again and again from the
-same few runs: their pairs are no hundred independent trials, and what drifts between two sets is not in them. *As they
-came* has client-bound runs, too, which the comparison leaves out, so that fewer than five may count; the other row has
-none, as one would repeat them: of a machine with room, it says what a comparison finds. The change of TTFT under
-Poisson arrivals is far beyond 20 %, because the server comes from 70 % to 84 % of its capacity.
+raised the alarm.
+
+Rows of *known arithmetic* are on the virtual clock, and every pair of theirs is a trial of its own. Rows of the
+*scripted endpoint* are on the real clock: runs made in mixed order, of which sets of five are drawn again and again, so
+that their pairs are no hundred independent trials, and what drifts between two sets is not in them. *As they came* has
+client-bound runs, too, which the comparison leaves out: fewer than five may count then. The other row has none, as one
+would repeat them: it says what is found on a machine with room. The change of TTFT under Poisson arrivals is far beyond
+20 %, because the server comes from 70 % to 84 % of its capacity.
 """
 
 
@@ -180,7 +182,7 @@ Drawn = list[tuple[Comparison, Comparison]]
 
 
 def real_pairs(runs: int, pairs: int) -> Iterator[tuple[str, Drawn]]:
-    """Sets of five drawn of so many real runs and of half as many slower ones: of all, and of those not client-bound."""
+    """Sets of five, drawn of so many real runs and half as many slower ones; then of those not client-bound."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "scenario.yaml").write_text(SCENARIO, encoding="utf-8")
@@ -188,9 +190,9 @@ def real_pairs(runs: int, pairs: int) -> Iterator[tuple[str, Drawn]]:
         random.Random(1).shuffle(jobs)  # what else goes on here must not meet one kind only
         with ThreadPoolExecutor(AT_ONCE) as pool:
             done = dict(zip(jobs, pool.map(real, repeat(folder), jobs), strict=True))
-        sides = [list(load(done[job] for job in sorted(jobs) if job[1] == slower)) for slower in (1.0, SLOWER)]
-        yield f"as they came, drawn of {runs} and {runs // 2}", drawn(*sides, pairs)
-        same, slow = ([run for run in side if not run_is_ours(run)] for side in sides)
+        same, slow = (load(done[job] for job in sorted(jobs) if job[1] == slower) for slower in (1.0, SLOWER))
+        yield f"as they came, drawn of {runs} and {runs // 2}", drawn(same, slow, pairs)
+        same, slow = (tuple(run for run in side if not run_is_ours(run)) for side in (same, slow))
         if len(same) >= 2 * RUNS and len(slow) >= RUNS:  # else this machine has no room for a measurement
             yield f"not client-bound, drawn of {len(same)} and {len(slow)}", drawn(same, slow, pairs)
 
@@ -226,10 +228,8 @@ def main() -> int:
             tell(f"scripted endpoint, real clock, 1 slot at 70 %: {which}", pairs)
     with ProcessPoolExecutor() as pool:
         for kind in (kind for kind in KINDS if options.only in kind.title):
-            tell(
-                f"known arithmetic: {kind.title}",
-                list(pool.map(pair, repeat(kind, options.pairs), range(options.pairs))),
-            )
+            trials = pool.map(pair, repeat(kind, options.pairs), range(options.pairs))
+            tell(f"known arithmetic: {kind.title}", list(trials))
     if options.write:
         head = f"# What `make bench-compare` showed\n\n{time.strftime('%Y-%m-%d')}, {RUNS} runs against {RUNS}.\n\n"
         (HERE / "RESULTS-compare.md").write_text(f"{head}{ABOUT}\n" + "\n".join(lines) + "\n", encoding="utf-8")

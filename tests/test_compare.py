@@ -18,8 +18,10 @@ import orjson
 import pytest
 from click.testing import CliRunner, Result
 from markdown_it import MarkdownIt
+from pydantic import TypeAdapter
 
 from loadbench.analysis.compare import ProvenanceError, compare
+from loadbench.analysis.compare_words import change
 from loadbench.analysis.compared import Comparison, Row
 from loadbench.analysis.group import Loaded, load, runs_in
 from loadbench.analysis.runwise import (
@@ -34,7 +36,7 @@ from loadbench.analysis.runwise import (
 from loadbench.cli import main
 from loadbench.errors import UsageError
 from loadbench.records import Closed, Open
-from loadbench.report.compare import markdown_text
+from loadbench.report.compare import comparison_json, markdown_text
 from loadbench.report.compare_page import html_text
 from tests.asking import scripted
 from tests.command import ROOT, ended, loadbench, started
@@ -241,7 +243,7 @@ def test_of_ten_identical_pairs_at_70_percent_none_is_called_worse_and_of_ten_a_
         for seed in range(RUNS * number, RUNS * (number + 1)):
             speed = random.Random(seed).lognormvariate(0.0, 0.02)
             machine = Machine(1, service_s=0.1 * speed * slower, chance="uniform")
-            found.append(write_levels(tmp_path / str(seed), machine, [Open(7.0)], duration_s=15.0, seed=seed))
+            found.append(write_levels(tmp_path / str(seed), machine, [Open(7.0)], duration_s=10.0, seed=seed))
         return list(load(found))
 
     same = [group(number) for number in range(pairs + 1)]
@@ -327,6 +329,10 @@ def test_a_latency_over_capacity_is_worse_than_any_number(kept_up: Path, tmp_pat
     assert "TTFT p50 at 7/s poisson beyond any number, over capacity" in found.text
     assert "| ×∞ " in markdown_text(found)
     assert "none has regressed" not in html_text(found)
+    kept = orjson.loads(comparison_json(found))
+    jsonschema.validate(kept, orjson.loads((ROOT / "loadbench/schemas/compare.schema.json").read_bytes()))
+    row = of(TypeAdapter(Comparison).validate_python(kept), "ttft.p95")  # as a night reads it
+    assert (row.change, row.new.values, change(row)) == (None, (None,) * RUNS, "beyond any number, over capacity")
     back = compared(new, kept_up)
     assert (back.answer, of(back, "ttft.p95").answer) == ("improved", "improved")
 

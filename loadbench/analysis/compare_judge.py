@@ -157,7 +157,7 @@ def _takes(figure: Figure, base: Floats, new: Floats, least_effect: float, left_
     """What it would take for an answer."""
     why = f"{'; '.join(left_out)}: " if left_out and min(base.size, new.size) < RUNS else ""
     if not base.size or not new.size:
-        few = "" if why else ": too few samples in a run" if figure.times else ": no run has a value"
+        few = "" if why else ": no run has samples enough" if figure.times else ": no run has a value"
         return f"{why}nothing in {'the base' if new.size else 'the new runs'} to compare with{few}"
     if not np.isfinite([*base, *new]).any():
         return "over capacity in all runs of both, where latencies only say how long a level was"

@@ -74,7 +74,8 @@ def doubts(base: Sequence[Level | None], new: Sequence[Level | None], why_not: W
 
 def lacking(level: Compared, rows: Sequence[Row]) -> str:
     """``TTFT p50 and TPOT p50 at 4 users of phi-4: …``, of figures that lack values; the commonest reason of theirs."""
-    what = words.listed([row.title for row in rows[:MOST_TOLD]]) + _rest(rows)
+    more = [f"{len(rows) - MOST_TOLD} more"] if rows[MOST_TOLD:] else []
+    what = words.listed([*(row.title for row in rows[:MOST_TOLD]), *more])
     why = Counter(row.because for row in rows if row.because).most_common(1)
     return f"{what} at {level.load} of {level.model}" + (f": {why[0][0]}" if why else "")
 

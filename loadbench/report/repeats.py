@@ -10,7 +10,7 @@ from typing import TextIO
 
 from rich.text import Text
 
-from loadbench.analysis.compare import Cells as Values
+from loadbench.analysis.compare_judge import Cells as Values
 from loadbench.analysis.compared import Compared, Side
 from loadbench.analysis.group import Loaded
 from loadbench.files import write_whole
