@@ -27,6 +27,7 @@ from loadbench.errors import UsageError
 from loadbench.order import Order
 from loadbench.platform import run_in_loop
 from loadbench.records import Find
+from loadbench.report.escape import as_line
 from loadbench.report.live import choose_view
 from loadbench.report.write import write_report
 from loadbench.scenario.load import Loaded, Overrides, load_document, load_scenario, public_setting
@@ -115,7 +116,7 @@ def _run_and_report(order: Order, gates: Asked | None, quiet: bool) -> Path:
         gates.keep(running.folder)
 
     def warn(line: str) -> None:
-        warnings.warn(line, stacklevel=5)  # where run is called
+        warnings.warn(as_line(line), stacklevel=5)  # where run is called
 
     summary = write_report(running.folder, warn=warn)
     chronicle.note(running.folder, summary, exit_code(summary), warn)

@@ -308,6 +308,7 @@ def test_the_program_has_its_garbage_collector_back(home: Path, endpoint: str) -
     assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone there")
 def test_ctrl_c_ends_what_is_in_flight_writes_and_interrupts_the_program(home: Path, endpoint: str) -> None:
     code = (

@@ -212,7 +212,7 @@ async def test_split_writes_change_nothing_but_the_writes() -> None:
     async with running(tokens=2) as server:
         got = await faulty(server, "split_writes")
     assert got.contents == [" amber", " birch"] and got.done and got.ended_as_framed
-    assert len(got.reads) > 50
+    assert len(got.reads) > 20  # of some 400 writes; a busy machine reads several at once
 
 
 # --- which request goes wrong -----------------------------------------------------------------------------------------

@@ -399,6 +399,39 @@ def test_what_is_asserted_of_a_report_is_of_that_report_only(mine: Path) -> None
     assert summary(mine)["gates"] == []
 
 
+@pytest.mark.parametrize(
+    ("text", "result", "floor"),
+    [
+        ("error_rate<1%", "invalid", 100),
+        ("http_req_failed: rate<0.01", "invalid", 100),
+        ("error_rate<5%", "pass", None),
+        ("error_rate<=0", "pass", None),
+        ("goodput>=99%", "invalid", 100),
+        ("goodput>=95%", "pass", None),
+        ("goodput>=100%", "pass", None),
+    ],
+)
+def test_a_share_that_would_allow_no_failure_of_so_few_requests_is_no_pass(
+    tmp_path: Path, text: str, result: str, floor: int | None
+) -> None:
+    slo = {"ttft": {"p50": 60.0}}
+    path = write_run(tmp_path, [Planned(Closed(1))], scenario=scenario(slo=slo))
+    n = told(path).levels[0].requests.attempted
+    assert 20 <= n < 100
+    because = None if floor is None else f"{n} requests; it is firm from {floor}, of which one may fail"
+    assert of(path, text) == [(0, result, because)]
+    assert of(path, text, allow=True)[0][1] == "pass"
+
+
+def test_two_requests_say_nothing_of_one_percent_but_a_miss_is_a_miss(tmp_path: Path) -> None:
+    kept = write_run(tmp_path / "two", [Planned(Closed(1), duration_s=0.3)])
+    assert told(kept).levels[0].requests.attempted < 5
+    assert of(kept, "error_rate<1%")[0][1] == "invalid"
+    failing = write_run(tmp_path / "failing", [Planned(Closed(1), fails=0.4)])
+    assert of(failing, "error_rate<1%")[0][1:] == ("fail", None)
+    assert of(write_run(tmp_path / "long", LEVELS[:1]), "error_rate<1%")[0][1:] == ("pass", None)
+
+
 def test_allowing_indicative_values_keeps_what_the_run_asserts(mine: Path) -> None:
     asked(["ttft.p95<1ms"], False).keep(mine)  # type: ignore[union-attr]
     for words in ((), ("--allow-indicative",), ()):

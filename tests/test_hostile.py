@@ -12,8 +12,10 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,12 +29,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadbench.analysis import rundir
 from loadbench.analysis.summarise import summarise
+from loadbench.analysis.summary import AtEndpoint, Interval, Summary
 from loadbench.cli import main
 from loadbench.quality_mark import Marking
 from loadbench.report.console import print_report
 from loadbench.report.escape import plain
 from loadbench.report.frame import LevelProgress, Progress
 from loadbench.report.live import PlainView, TerminalView
+from loadbench.report.otlp import _data
+from loadbench.report.tables import endpoints_csv_text, intervals_csv_text
 from loadbench.target import fake_flavours
 from loadbench.target.fake_faults import FAULTS
 from loadbench.target.fake_flavours import FLAVOURS
@@ -189,7 +194,18 @@ def retold(stage: Stage) -> None:
     (folder / "broken.yaml").write_text(json.dumps({EVIL: EVIL}))
     say("usage", "check", folder / "broken.yaml", GITHUB_ACTIONS="true")
     say("clean", "clean", "--dry-run", "--keep", "0", "--results", folder / "results", GITHUB_ACTIONS="true")
+    baseline = folder / "results" / "baseline"
+    baseline.write_text(EVIL, encoding="utf-8")
+    say("baseline", "clean", "--dry-run", "--results", folder / "results", GITHUB_ACTIONS="true")
+    baseline.unlink()
+    another = shutil.copytree(group / "2", folder / "another")
+    facts = json.loads((another / "run.json").read_text(encoding="utf-8"))
+    facts["endpoint"]["title"] = EVIL
+    (another / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    say("refused", "compare", run, another, "--gate", GITHUB_ACTIONS="true")
+    say("asserted", "report", run, "--quiet", "--assert", f"ttft.p50<1s @ {EVIL}", GITHUB_ACTIONS="true")
     summary = summarise(rundir.read(run), {"ttft": 1.0})
+    told |= tabled(summary)
     for width in (80, 120):
         for colours in ({"NO_COLOR": "1"}, {"NO_COLOR": ""}):
             with pytest.MonkeyPatch.context() as patch:
@@ -203,6 +219,32 @@ def retold(stage: Stage) -> None:
     stage.files |= {path.relative_to(group).as_posix(): path for path in group.rglob("*") if path.is_file()}
     stage.files |= {path.name: path for path in others}
     told |= {name: path.read_text(encoding="utf-8") for name, path in stage.files.items()}
+
+
+def tabled(summary: Summary) -> dict[str, str]:
+    """What takes a level of a minute, a fleet or a collector: of the same levels."""
+    fleet, soak = [], []
+    for level in summary.levels:
+        latency_ms = {metric: next(iter(series.values())) for metric, series in level.latency_ms.items()}
+        at = AtEndpoint(
+            EVIL,
+            level.requests,
+            level.throughput,
+            level.tokens,
+            level.latency_ms,
+            EVIL,
+            (EVIL,),
+            level.target.rss_bytes,
+            None,
+        )
+        part = Interval(0.0, 1.0, 1.0, level.requests, level.throughput, None, latency_ms)
+        fleet.append(replace(level, endpoints=(at,)))
+        soak.append(replace(level, intervals=(part,)))
+    return {
+        "endpoints.csv": endpoints_csv_text(replace(summary, levels=tuple(fleet))) or "",
+        "intervals.csv": intervals_csv_text(replace(summary, levels=tuple(soak))) or "",
+        "otlp": _data(summary).to_json() if find_spec("opentelemetry.sdk") else "",
+    }
 
 
 class Terminal(io.StringIO):
@@ -348,6 +390,15 @@ def hold_csv(text: str) -> None:
     assert not any(re.match("[=+@-]", value) and not re.fullmatch(r"-[\d.e-]+", value) for value in fields)
 
 
+def hold_otlp(text: str) -> None:
+    """Attributes that a collector's terminal may show."""
+    if not text:
+        pytest.skip("the extra loadbench[otlp] is not installed")
+    found = set(strings(json.loads(text)))
+    assert {plain(MODEL), FORMULA} <= found
+    assert all(value.isprintable() for value in found)
+
+
 def hold_prometheus(text: str) -> None:
     labels = [s.labels for family in text_string_to_metric_families(text) for s in family.samples]
     assert {label.get("model") for label in labels} == {None, plain(MODEL), FORMULA}
@@ -385,10 +436,13 @@ HELD: dict[str, Callable[[str], None]] = {
     **dict.fromkeys(("1/summary.json", "1/stable.json", "2/compare.json", "1/benchmark_report.json"), hold_json),
     **dict.fromkeys(("trend --json out", "models list --json out"), hold_json),
     **dict.fromkeys(("1/answers.jsonl", "1/judgements.jsonl", "1/marks.jsonl"), hold_jsonl),
-    **dict.fromkeys(("1/summary.csv", "1/decision.csv"), hold_csv),
+    **dict.fromkeys(("1/summary.csv", "1/decision.csv", "intervals.csv", "endpoints.csv"), hold_csv),
     **dict.fromkeys(("1/figures/models.svg", "1/figures/over-time.svg", "1/figures/throughput-closed-0.svg"), hold_svg),
     "clean out": lambda text: hold_runner(text, FOLDER.partition("\x1b")[0]),
-    **dict.fromkeys(("usage err", "models load err"), hold_error),
+    **dict.fromkeys(("usage err", "models load err", "baseline err", "refused err", "report err"), hold_error),
+    **dict.fromkeys(("compare err", "clean err"), lambda text: hold_runner(text, "")),
+    "asserted err": lambda text: hold_runner(text, ""),
+    "otlp": hold_otlp,
     "1/junit.xml": hold_junit,
     "1/metrics.prom": hold_prometheus,
     "1/ttft.service.L0.hgrm": hold_hgrm,

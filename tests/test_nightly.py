@@ -288,6 +288,19 @@ def test_the_page_escapes_what_came_from_files_and_needs_nothing_else(tmp_path: 
     assert "prefers-color-scheme: dark" in drawn
 
 
+def test_a_figure_on_few_samples_has_its_mark_on_the_page(tmp_path: Path) -> None:
+    turn, place = done("a"), ("m:1", "4 users", 0)
+    turn.path = "a"
+    night = Night(tmp_path, "2026-11-20T02:30:00Z", "s", "c", True, "complete", turns=[turn])
+    figures = dict.fromkeys(FIGURES) | {"ttft.p50": 40.0, "ttft.p95": 260.0}
+    row = Row("t", "s", "h", None, "m", "", "", "", "", "complete", 0, "a", {place: figures}, {place: {"ttft.p95"}})
+    drawn = page(night, [], {f"{night.name}/a": row})
+    assert ">~260 ms<" in drawn
+    assert ">40 ms<" in drawn or ">40.0 ms<" in drawn
+    assert "~: on few samples" in drawn
+    assert "~" not in page(night, [], {f"{night.name}/a": replace(row, indicative={})})
+
+
 @pytest.mark.parametrize(
     ("log", "why"),
     [

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from loadbench import nightly_compare
-from loadbench.analysis.night import Against, Night, Turn, good
+from loadbench.analysis.night import Against, Night, Turn, good, nights
 from loadbench.errors import UsageError
 from loadbench.nightly import Sweep
 from loadbench.nightly_compare import hold
@@ -19,10 +19,11 @@ from loadbench.records import Closed
 from loadbench.report.night import page
 from loadbench.report.night_words import told
 from loadbench.report.write import write_report
+from tests.asking import scripted
 from tests.command import ROOT
 from tests.rundirs import Planned
 from tests.test_compare import made, rewrite
-from tests.test_nightly import done, kept_night, night_of, nights, scenarios
+from tests.test_nightly import done, kept_night, night_of, nightly, scenarios
 from tests.test_nightly import told as said
 
 
@@ -206,3 +207,14 @@ def test_old_nights_without_a_word_about_bases_are_bases(tmp_path: Path) -> None
         path.read_text().replace('"is_base": true', '"accepted": false').replace('"broke": false', '"page": null')
     )
     assert [night.name for night, _ in good(nights(tmp_path), "a")] == ["2026-11-20"]
+
+
+async def test_a_night_in_which_a_target_dies_exits_with_that_and_goes_on(home: Path) -> None:
+    async with scripted() as server, scripted(refuse_after=60, connection_close=True) as mortal:
+        scenarios(home, mortal.base_url, a="duration: 3s")
+        scenarios(home, server.base_url, b="requests: 11")
+        code, out, err = await nightly(home)
+    assert {turn.name: turn.code for turn in night_of(home).turns} == {"a": 93, "b": 0}, err
+    assert code == 93
+    assert "1 of 2 good; 1 target died" in out
+    assert "target died: unreachable" in (night_of(home).folder / "index.html").read_text(encoding="utf-8")

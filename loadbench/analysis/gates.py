@@ -18,7 +18,7 @@ from loadbench.analysis import words
 from loadbench.analysis.assertion import ERROR_RATE, WHOLE_SLO, Assertion, Comparison, Scope, parse
 from loadbench.analysis.metrics import LATENCIES, RATES, Series
 from loadbench.analysis.road import FALLS, GROWS, is_over
-from loadbench.analysis.slo import GateResult, as_gate, broken, doubt, missed, series_of
+from loadbench.analysis.slo import CUT, GateResult, as_gate, broken, doubt, missed, series_of
 from loadbench.analysis.stats import FLOORS, PERCENTILES
 from loadbench.analysis.summary import ClosedLoad, Gate, Level, SloClause, Summary
 from loadbench.errors import UsageError
@@ -264,7 +264,7 @@ def _whole(gate: Gate, level: Level) -> Gate:
     """A miss stays one; that nothing was missed until a level was cut short says nothing of the rest of it."""
     if level.complete or gate.result != "pass":
         return gate
-    return replace(gate, result="invalid", because="the level did not end as planned")
+    return replace(gate, result="invalid", because=CUT)
 
 
 def _gate(assertion: Assertion, level: Level | None, seen: _Seen, result: GateResult, because: str | None) -> Gate:

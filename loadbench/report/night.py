@@ -17,7 +17,7 @@ from urllib.parse import quote
 import orjson
 
 from loadbench.analysis.compare_words import OF_FEW
-from loadbench.analysis.history import FIGURES, Row
+from loadbench.analysis.history import FIGURES, Place, Row
 from loadbench.analysis.night import Against, Night, Turn
 from loadbench.outcomes import OUTCOMES
 from loadbench.report.escape import plain
@@ -288,6 +288,8 @@ def _figures(rows: Sequence[Row], base: Sequence[Row], night: Night | None) -> I
     models = list(dict.fromkeys(model for model, _, _ in places))
     of = f"Medians of {len(rows)} runs, least … most" if len(rows) > 1 else "One run"
     was = f"; was: that of {night.name}" if base and night is not None else ""
+    few = any(_few([*rows, *base], place, name) for place in places for name in shown)
+    was += "; ~: on few samples" if few else ""
     yield f'<p class="note">{text(of + was)}{"" if models[1:] else " · " + text(models[0])}</p>'
     heads = "".join(f'<th class="n">{text(FIGURES[name].title)}</th>' for name in shown)
     which = "<th>model</th>" if models[1:] else ""
@@ -299,18 +301,24 @@ def _figures(rows: Sequence[Row], base: Sequence[Row], night: Night | None) -> I
     yield "</tbody></table></div>"
 
 
-def _values(rows: Sequence[Row], place: tuple[str, str, int], name: str) -> list[float]:
+def _values(rows: Sequence[Row], place: Place, name: str) -> list[float]:
     found = (row.levels.get(place, {}).get(name) for row in rows)
     return [value for value in found if value is not None]
 
 
-def _cell(rows: Sequence[Row], base: Sequence[Row], place: tuple[str, str, int], name: str) -> str:
+def _few(rows: Sequence[Row], place: Place, name: str) -> bool:
+    """Whether the figure stands on few samples in any of these."""
+    return any(name in row.indicative.get(place, ()) for row in rows)
+
+
+def _cell(rows: Sequence[Row], base: Sequence[Row], place: Place, name: str) -> str:
     figure, values, were = FIGURES[name], _values(rows, place, name), _values(base, place, name)
-    middle = told(figure, statistics.median(values) if values else None)
+    about, was_about = ("~" if values and _few(runs, place, name) else "" for runs in (rows, base))
+    middle = about + told(figure, statistics.median(values) if values else None)
     apart = ""
     if len(values) > 1 and min(values) < max(values):
         apart = f"{told(figure, min(values))} … {told(figure, max(values))}"
     few = f"in {len(values)} of {len(rows)} runs" if 0 < len(values) < len(rows) else ""
-    was = f"was {told(figure, statistics.median(were))}" if were else ""
+    was = f"was {was_about}{told(figure, statistics.median(were))}" if were else ""
     said = _small(", ".join(filter(None, (apart, few)))) + _small(was)
     return f'<td class="n" data-t="{text(figure.title)}">{text(middle)}{said}</td>'
