@@ -35,8 +35,8 @@ PIECE_BYTES = 1 << 20
 REACH_TIMEOUT_S = 5.0
 
 FORGOTTEN_S = 30.0
-"""Asked for no post for so long, which is asked for four times a second, it is cut off from the run: by a line that broke,
-or with a node that the cluster gave up. What it loads then is in nobody's figures."""
+"""Asked for no post for so long, which is asked for four times a second, it is cut off from the run: a line broke, or
+the cluster gave up its node. What it sends then is in nobody's figures."""
 
 
 class Mail(NamedTuple):
@@ -51,7 +51,7 @@ class Post:
     """One load process. Every method but `take` returns at once; they are called from several threads."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="loadbench-"))
+        self._folder: Path | None = None
         self._files: dict[str, BinaryIO] = {}
         self._lines: list[bytes] = []
         self._code: int | None = None
@@ -61,11 +61,12 @@ class Post:
 
     def open(self, files: Mapping[str, bytes]) -> dict[str, Any]:
         """Start the process in a folder that has these files; returns where it is and what it is made of."""
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="loadbench-"))
         for name, content in files.items():
-            (self._folder / name).write_bytes(content)
+            (folder / name).write_bytes(content)
         for name in WRITTEN:
-            (self._folder / name).touch()
-            self._files[name] = (self._folder / name).open("rb", buffering=0)
+            (folder / name).touch()
+            self._files[name] = (folder / name).open("rb", buffering=0)
         # Whatever made this package importable here may not hold for a child: it is to be the same one.
         ours = str(Path(loadbench.__file__).parent.parent)
         path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
@@ -73,7 +74,7 @@ class Post:
             [sys.executable, "-m", "loadbench.engine.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=self._folder,
+            cwd=folder,
             env=os.environ | {"PYTHONPATH": path},
             **apart(),
         )
@@ -82,7 +83,7 @@ class Post:
             "node": socket.gethostname(),
             "pid": self._process.pid,
             "post_pid": os.getpid(),
-            "folder": str(self._folder),
+            "folder": str(folder),
             "loadbench": loadbench.__version__,
             "python": platform.python_version(),
         }
@@ -138,7 +139,8 @@ class Post:
         """Remove what it wrote, all of which has been fetched."""
         for file in self._files.values():
             file.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _watch(self) -> None:
         while time.monotonic() - (self._asked_s or 0.0) < FORGOTTEN_S:
