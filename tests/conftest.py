@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,11 @@ LOOPS: dict[str, NewLoop] = {
     "asyncio": asyncio.new_event_loop,
     "fast": importlib.import_module("winloop" if sys.platform == "win32" else "uvloop").new_event_loop,
 }
+
+
+# A shell that starts us in the background (`make test &`) has us ignore Ctrl-C, and whoever we start inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

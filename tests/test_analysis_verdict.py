@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from loadbench.analysis.findings import Fit, Ladder, NotRun, Usl
 from loadbench.analysis.ladder import ladders
 from loadbench.analysis.rundir import read
+from loadbench.analysis.slo import CUT, as_gate
 from loadbench.analysis.summarise import summarise
 from loadbench.analysis.summary import Road, Summary
 from loadbench.analysis.verdict import exit_code, of, why
@@ -55,6 +57,34 @@ def test_a_level_beyond_capacity_misses_the_slo_without_a_latency(tmp_path: Path
     assert "600 ms" not in said
 
 
+def test_what_missed_the_slo_is_told_with_its_load_where_that_is_not_the_first_named(tmp_path: Path) -> None:
+    planned = [Planned(Open(rate), duration_s=20.0) for rate in (8.0, 4.0)]
+    summary = told(write_run(tmp_path, planned))
+    high, low = (findings.judged(level, "fail") for level in summary.levels)
+    said = of(findings.with_levels(summary, [high, findings.over(low)])).text
+    assert "is missed from 4/s poisson on (at 8/s poisson TTFT p95 is 600 ms, the limit 300 ms)." in said
+    said = of(findings.with_levels(summary, [high, low])).text
+    assert "is missed from 4/s poisson on (TTFT p95 is 600 ms, the limit 300 ms)." in said
+
+
+def test_an_slo_that_is_undecided_for_several_reasons_is_told_by_the_load_of_the_first(tmp_path: Path) -> None:
+    planned = [Planned(Closed(1), duration_s=8.0), Planned(Closed(2), duration_s=12.0)]
+    said = text(write_run(tmp_path, planned, scenario=scenario(ttft={"p95": "10s"})))
+    assert re.search(r"is undecided at 1 and 2 users \(at 1 user TTFT p95: \d+ samples", said)
+
+
+def test_a_level_that_was_cut_short_keeps_no_slo(tmp_path: Path) -> None:
+    planned = [Planned(Closed(1), duration_s=40.0, complete=False)]
+    slo = scenario(ttft={"p50": "1s"}, error_rate="5%")
+    summary = told(write_run(tmp_path / "held", planned, scenario=slo, status="interrupted"))
+    assert {(clause.result, clause.because) for clause in summary.levels[0].slo} == {("undecided", CUT)}
+    assert summary.verdict.slo == "undecided"
+    assert f"The SLO is undecided at 1 user (TTFT p50: {CUT})." in summary.verdict.text
+    assert {as_gate(clause, allow_indicative=True) for clause in summary.levels[0].slo} == {("invalid", CUT)}
+    missed = told(write_run(tmp_path / "missed", planned, scenario=scenario(ttft={"p50": "1ms"})))
+    assert missed.verdict.slo == "fail"
+
+
 def test_loads_of_one_sort_are_named_together(tmp_path: Path) -> None:
     planned = [Planned(Open(rate), duration_s=20.0) for rate in (1.0, 2.0, 3.0, 4.0)]
     summary = told(write_run(tmp_path, [Planned(Closed(1), duration_s=20.0), *planned]))
@@ -67,7 +97,9 @@ def test_loads_of_one_sort_are_named_together(tmp_path: Path) -> None:
 
 def test_an_slo_on_too_few_samples_is_undecided(tmp_path: Path) -> None:
     summary = told(rundirs.closed_ladder(tmp_path, scenario=scenario(ttft={"p95": "10s"})))
-    assert "is undecided from 1 to 8 users (TTFT p95: 70 samples; p95 is firm from 130)" in summary.verdict.text
+    assert (
+        "is undecided from 1 to 8 users (at 1 user TTFT p95: 70 samples; p95 is firm from 130)" in summary.verdict.text
+    )
     assert summary.verdict.slo == "undecided"
 
 
@@ -170,7 +202,8 @@ def test_a_level_that_was_cut_short_is_no_throughput(tmp_path: Path) -> None:
     whole, cut = summary.levels
     assert "tok/s at 1 user, the first token after " in summary.verdict.text
     assert "2 users: more users" not in summary.verdict.text
-    assert "No level ended as planned" in of(replace(summary, levels=(cut,))).text
+    said = "No level ended as planned: the throughput in the tables is that of what was measured."
+    assert said in of(replace(summary, levels=(cut,))).text
     assert "No level ended as planned" not in of(replace(summary, levels=(whole,))).text
 
 
@@ -370,12 +403,27 @@ def test_the_advice_is_for_the_target_at_hand(ladder: Summary, kind: str, nature
 def test_a_rate_that_is_kept_up_with_and_one_that_is_not(tmp_path: Path) -> None:
     summary = told(rundirs.open_loop(tmp_path))
     kept = replace(summary.levels[0], road=Road("steady", "in flight stayed"))
-    over = replace(summary.levels[1], road=Road("over_capacity", "in flight grew", 12.0, 3.0, 1.1, 2.3))
+    over = replace(summary.levels[1], road=Road("over_capacity", "in flight grew", 12.0, 3.0, 1.1, 3.1))
+    over = replace(over, throughput=over.throughput | {"requests_per_s": 2.3})  # the rest met its deadline
     said = of(findings.with_levels(summary, (kept, over))).text
-    assert "It keeps up with 2/s poisson and is over capacity at 3/s poisson, where it gives 2.3/s." in said
+    assert "It keeps up with 2/s poisson and is over capacity at 3/s poisson, where 2.3/s were served." in said
     assert "At 3/s poisson more came than went from 12 s on, so its latencies only say how long the level was." in said
     assert "At 2/s poisson the first token comes " in said
     assert "At 3/s poisson the first token comes " not in said
+
+
+def test_each_rate_that_is_undecided_has_its_own_reason(tmp_path: Path) -> None:
+    planned = [Planned(Open(rate), duration_s=8.0) for rate in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]
+    summary = told(write_run(tmp_path, planned))
+    reasons = ("18 requests; it takes 20", "56 were dropped", "56 were dropped", "it rises", "it falls", "it waits")
+    levels = [
+        replace(level, road=Road("undecided", because)) for level, because in zip(summary.levels, reasons, strict=True)
+    ]
+    said = of(findings.with_levels(summary, levels)).text
+    assert "Whether it keeps up at 1/s poisson is undecided: 18 requests; it takes 20." in said
+    assert "Whether it keeps up at 2 and 3/s poisson is undecided: 56 were dropped." in said
+    assert "Whether it keeps up at 4/s poisson is undecided: it rises." in said
+    assert "Nor is it decided at 5 and 6/s poisson." in said
 
 
 def test_a_level_that_left_at_once_did_so_from_its_start_on(tmp_path: Path) -> None:

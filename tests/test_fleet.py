@@ -8,19 +8,27 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
+from loadbench.analysis.ladder import stop_after
+from loadbench.analysis.rundir import read as read_run
+from loadbench.analysis.summarise import summarise
+from loadbench.analysis.summary import AtEndpoint, Level, Rss
+from loadbench.commands import load
 from loadbench.errors import TargetError, UsageError
 from loadbench.scenario.load import Overrides, load_scenario
+from loadbench.scenario.shapes import StopRules
 from loadbench.target.fake import FakeServer
 from loadbench.target.fleet import Fleet, together
 from loadbench.target.probe import serve_probe
+from tests import rundirs
 from tests.asking import scripted
-from tests.command import ended, events, eventually, rows, started, summary
+from tests.command import ROOT, ended, events, eventually, rows, started, summary
 
 SERVICE = {"flavour": "foundry2", "prefix": "/catalogs/local", "models": ("m:1",)}
 URLS = ("http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1")
@@ -217,6 +225,51 @@ def test_a_fleet_is_dead_when_all_of_it_is_and_degraded_while_one_serves() -> No
     assert together([slow, gone], URLS)[0] == "degraded"
     assert together([gone, ("crashed", ["exit 1"])], URLS)[0] == "crashed"
     assert together([gone], URLS[:1]) == ("unreachable", ["refused"])
+
+
+def test_a_ladder_goes_on_beside_a_dead_endpoint_and_asks_how_those_are_that_live(tmp_path: Path) -> None:
+    found = summarise(read_run(rundirs.closed_ladder(tmp_path))).levels[0]
+
+    def level(*states: str) -> Level:
+        """Each was asked 30 times; at a dead one all failed, at a sick one six."""
+        lost = {"healthy": 0, "degraded": 6, "unreachable": 30}
+        told = [replace(found.requests, attempted=30, ok=30 - lost[state]) for state in states]
+        here = tuple(
+            AtEndpoint(url, asked, found.throughput, found.tokens, found.latency_ms, state, (), Rss(), None)
+            for url, asked, state in zip(("http://a:1", "http://b:1", "http://c:1"), told, states, strict=True)
+        )
+        both = replace(found.requests, attempted=90, ok=sum(asked.ok for asked in told))
+        whole = "unreachable" if set(states) == {"unreachable"} else "degraded"
+        return replace(found, requests=both, endpoints=here, target=replace(found.target, state=whole))
+
+    rules, by_errors = StopRules(), StopRules(degraded=False)
+    assert stop_after(rules, [level("healthy", "unreachable", "healthy")], 0.0) is None
+    assert stop_after(by_errors, [level("healthy", "unreachable", "unreachable")], 0.0) is None
+    sick = [level("healthy", "unreachable", "degraded")]
+    assert stop_after(rules, sick, 0.0) == ("degraded", "http://c:1 was degraded after it")
+    told = ("error_rate", "6 of 60 requests failed by endpoints that live at 1 user: 10%, over 5%")
+    assert stop_after(StopRules(degraded=False, error_rate=0.05), sick, 0.0) == told
+    assert stop_after(rules, [level(*["unreachable"] * 3)], 0.0) == ("degraded", "the target was unreachable after it")
+
+
+def test_a_rate_is_not_kept_up_with_where_an_endpoint_was_dead(tmp_path: Path) -> None:
+    run = read_run(rundirs.open_loop(tmp_path))
+    assert "It keeps up with 3/s poisson." in summarise(run).verdict.text
+    run.facts["endpoint"]["endpoints"] = [{"url": url} for url in URLS]
+    for level in run.levels:
+        assert level.end is not None
+        level.end["target"]["endpoints"] = [{"state": "healthy"}, {"state": "unreachable"}]
+    text = summarise(run).verdict.text
+    assert "It keeps up" not in text
+    assert "is undecided: an endpoint of the fleet was dead." in text
+
+
+def test_endpoints_of_several_flags_are_never_read_as_one() -> None:
+    path = ROOT / "scenarios" / "open-loop.yaml"
+    with pytest.raises(UsageError, match="expected URLs in the list, got something else as number 2"):
+        load({"scenario": path, "endpoint": ("http://a:1/v1", "embedded")})
+    several = load({"scenario": path, "endpoint": ("http://a:1/v1,b:2", "http://c:3")})
+    assert several.scenario.endpoints == ("http://a:1/v1", "http://b:2", "http://c:3")
 
 
 def read(folder: Path, text: str, overrides: Overrides | None = None, **env: str) -> Any:

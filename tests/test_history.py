@@ -96,6 +96,15 @@ def test_the_headline_latencies_of_an_open_loop_are_its_response_times(tmp_path:
     assert row["levels"][1]["peak_rss_bytes"] == level["target"]["rss_bytes"]["peak"]
 
 
+def test_which_figures_stand_on_few_samples_is_kept_with_them(tmp_path: Path) -> None:
+    row = noted(tmp_path, "a")
+    found = summary(tmp_path / "results" / "a")["levels"][0]["latency_ms"]
+    assert found["ttft"]["service"]["indicative"] == ["p95"]
+    assert row["levels"][0]["indicative"] == ["ttft_p95_ms", "e2e_p95_ms"]
+    (kept,) = history.read(tmp_path / "results" / "history.jsonl")[0]
+    assert kept.indicative[next(iter(kept.levels))] == {"ttft.p95", "e2e.p95"}
+
+
 def test_what_a_rung_gives_up_at_its_end_as_planned_is_no_failure(tmp_path: Path) -> None:
     (level,) = write_report(write_run(tmp_path / "a", [Planned(Closed(2))])).levels
     level = replace(level, requests=Requests(attempted=4, ok=1, failed={"censored": 2, "connection_lost": 1}))

@@ -17,6 +17,7 @@ ABOVE = {
     "runner",
     "slots",
     "shards",
+    "shard_facts",
     "merge_cli",
     "course",
     "lineup",

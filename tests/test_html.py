@@ -18,6 +18,7 @@ import orjson
 import pytest
 
 from loadbench.analysis import rundir
+from loadbench.analysis.estimates import slo
 from loadbench.analysis.gates import asked
 from loadbench.analysis.percentile_curve import percentile_curves
 from loadbench.analysis.summarise import summarise
@@ -29,7 +30,7 @@ from loadbench.report.figures_time import time_figures
 from loadbench.report.page import script_json
 from loadbench.report.picture import BAD, MUTED, Figure, LeftOut, fitting, layer
 from loadbench.report.write import write_report
-from tests import rundirs
+from tests import findings, rundirs
 from tests.command import loadbench
 from tests.rundirs import MIB, Held, Planned, write_run
 
@@ -239,6 +240,9 @@ def test_figures_writes_the_core_ones_as_svg_that_holds_no_script_and_no_colour_
     done = loadbench("report", rundirs.three_models(tmp_path / "run"), "--figures", "--quiet")
     assert done.returncode in (0, 3), done.stderr
     names = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
+    folder = tmp_path / "run" / "figures"
+    assert all(f"{name}.svg" in done.stderr.partition(f"figures in {folder}: ")[2] for name in names)
+    assert "Nothing to show: " in done.stderr
     assert {"models", "over-time", "throughput-closed-0", "ttft-closed-1"} <= names
     for path in (tmp_path / "run" / "figures").iterdir():
         tree = ElementTree.fromstring(path.read_text(encoding="utf-8"))
@@ -254,6 +258,55 @@ def test_indicative_values_are_hollow_and_firm_ones_filled(tmp_path: Path) -> No
     assert {True, False} == {*told.values()}
     assert all(("indicative" in tip) is not firm for tip, firm in told.items())
     assert "hollow: indicative" in figure.spec["title"]["subtitle"]
+
+
+def test_a_level_in_doubt_is_hollow_for_its_own_reason(tmp_path: Path) -> None:
+    """251 answers are not few: the machine was busy."""
+    planned = [Planned(Closed(users), batches=4, duration_s=40.0) for users in (1, 2, 4)]
+    run = rundir.read(write_run(tmp_path, planned))
+    events = run.levels[2].end
+    assert events is not None
+    # 2 cores for 40 s and more: others had 60 of their 80 CPU seconds
+    events["client"] |= {"machine_cpu_s": 62.0, "elapsed_s": 40.0, "cpu_s": 1.0}
+    events["target"] |= {"cpu_s": 1.0}
+    figure = next(f for f in figures(summarise(run), run) if f.title.startswith("How much does it carry"))
+    assert isinstance(figure, Figure)
+    assert "hollow: in doubt, the table says why" in figure.spec["title"]["subtitle"]
+    assert "few samples" not in figure.spec["title"]["subtitle"]
+    assert figure.rows[2][-1] == "in doubt: other programs used 75% of this machine's CPU"
+    assert [row[-1] for row in figure.rows[:2]] == ["firm", "firm"]
+
+
+def test_an_slo_is_kept_up_to_a_load_only_where_every_lower_one_was_seen_to_keep_it(tmp_path: Path) -> None:
+    run = rundir.read(rundirs.closed_ladder(tmp_path, scenario=SLO | {"slo": {"error_rate": "1%"}}))
+    summary = summarise(run)
+
+    def bound(results: tuple[Any, ...]) -> str:
+        levels = [findings.judged(level, result) for level, result in zip(summary.levels, results, strict=True)]
+        estimates = (slo("users", levels)[0],)
+        found = replace(summary, levels=tuple(levels), capacity=(replace(summary.capacity[0], estimates=estimates),))
+        figure = next(f for f in figures(found, run) if f.title.startswith("How much does it carry"))
+        assert isinstance(figure, Figure)
+        return figure.alt
+
+    assert "SLO kept up to 4 users." in bound(("pass", "pass", "pass", "fail"))
+    assert "SLO kept at 4 users." in bound(("undecided", "undecided", "pass", "fail"))
+
+
+def test_the_throughput_of_the_figure_and_of_the_table_are_told_apart(tmp_path: Path) -> None:
+    found = drawn(rundirs.closed_ladder(tmp_path))
+    figure = next(f for f in found if isinstance(f, Figure) and f.title.startswith("How much does it carry"))
+    assert figure.note is not None
+    assert "the table of levels counts what ended in its whole window" in figure.note
+    assert "ceiling" not in str(figure.spec)
+
+
+def test_the_value_of_a_model_stands_at_its_mark(tmp_path: Path) -> None:
+    figure = next(f for f in drawn(rundirs.three_models(tmp_path)) if isinstance(f, Figure) and f.name == "models")
+    assert isinstance(figure, Figure)
+    words = [one for view in figure.spec["vconcat"] for one in view["layer"] if one["encoding"].get("text")]
+    assert words
+    assert {one["encoding"]["x"]["field"] for one in words} == {"x"}
 
 
 def test_no_outlier_is_lost_where_a_long_run_is_thinned(tmp_path: Path) -> None:
@@ -297,14 +350,14 @@ def test_the_percentile_curve_goes_through_the_percentiles_of_the_level(tmp_path
 
 def test_slo_and_gates_are_on_the_first_screen_with_pass_fail_and_invalid(tmp_path: Path) -> None:
     run = rundirs.closed_ladder(tmp_path, scenario=SLO)
-    gates = asked(["ttft.p95<300ms", "ttft.p99.9<9s @ 1 user", "error_rate<1%"], allow_indicative=False)
+    gates = asked(["ttft.p95<300ms", "ttft.p99.9<9s @ 1 user", "error_rate<5%"], allow_indicative=False)
     write_report(run, gates=gates)
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     first = " ".join(Parsed(source[: source.index('<section id="load"')]).text.split())
     assert "✗ 1 of 3 gates failed" in first
     assert "SLO ttft.p95 ≤ 300 ms: ✗ fail at 8 users" in first
     assert "gate ttft.p99.9<9s @ 1 user: ? invalid at 1 user" in first
-    assert "gate error_rate<1%: ✓ pass on every level" in first
+    assert "gate error_rate<5%: ✓ pass on every level" in first
 
 
 def test_what_was_asserted_of_the_whole_slo_is_there_once_with_its_limits(tmp_path: Path) -> None:

@@ -84,6 +84,13 @@ def lines(*told: Progress, interval_s: float = 5.0) -> list[str]:
     return stream.getvalue().splitlines()
 
 
+def test_of_several_load_processes_the_one_whose_loop_is_latest_is_named() -> None:
+    told = replace(PROGRESS, sickest=("worker 3 on node-b", 12.4), message=None)
+    assert "worker 3 on node-b up to 12.4 ms late" in "\n".join(frame(told))
+    assert "worker 3 on node-b up to 12.4 ms late" in "\n".join(lines(told))
+    assert "late" not in "\n".join(frame(PROGRESS))
+
+
 # The terminal
 
 

@@ -19,7 +19,8 @@ from loadbench.engine.merge import merge_shards
 from loadbench.errors import UsageError
 from loadbench.hdr import Hdr, HlogReader, HlogWriter
 from loadbench.records import Closed
-from loadbench.shards import Part, put_together, read_parts
+from loadbench.shard_facts import Part, read_parts
+from loadbench.shards import put_together
 from tests.command import loadbench, rows
 from tests.rundirs import STARTED_NS, Planned, model_row, write_run
 
@@ -134,13 +135,111 @@ def test_a_shard_that_is_there_twice_and_a_run_that_is_none_are_refused(tmp_path
         read_parts([first, own])
 
 
+def test_a_shard_of_which_half_was_copied_is_refused_or_named_and_its_levels_are_not_complete(tmp_path: Path) -> None:
+    parts = [shard(tmp_path, index) for index in (0, 1)]
+    samples = (parts[1] / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (parts[1] / "samples.jsonl").write_bytes(b"".join(samples[: len(samples) // 2]))
+    summary = summarise(read(together(parts, tmp_path / "out")))
+    assert (exit_code(summary), summary.levels[0].complete) == (94, False)
+    told = "samples.jsonl and telemetry.jsonl of shard 1/2 do not belong together: copied in part"
+    assert why(summary, 94).endswith(told)
+    (parts[1] / "samples.jsonl").write_bytes(b"".join(samples))
+    rewrite(parts[1], "telemetry.jsonl", lambda row: row | ({"ended": 10**4} if row["event"] == "tick" else {}))
+    assert read(together(parts, tmp_path / "ticks")).facts["reason"] == told
+    for name in ("samples.jsonl", "telemetry.jsonl", "histograms.hlog"):
+        whole = (parts[0] / name).read_bytes()
+        (parts[0] / name).unlink()
+        with pytest.raises(UsageError, match=f"expected the three files of a shard, found no {name}"):
+            read_parts(parts)
+        (parts[0] / name).write_bytes(whole)
+
+
+def test_lines_that_cannot_be_read_are_counted_and_told(tmp_path: Path) -> None:
+    parts = [shard(tmp_path, index) for index in (0, 1)]
+    for name, torn in (("samples.jsonl", '{"lev\n7\n'), ("telemetry.jsonl", '{"t\n'), ("histograms.hlog", "Tag=x,1\n")):
+        with (parts[1] / name).open("a") as file:
+            file.write(torn)
+    with (parts[0] / "histograms.hlog").open("a") as file:
+        file.write("".join(f"Tag=gap.chat.L0,{start},1.0,1.0,HISTFAAAA\n" for start in ("inf", "nan", "1e300", "3.0")))
+    run = read(together(parts, tmp_path / "out"))
+    assert run.facts["torn"] == {"samples.jsonl": 2, "telemetry.jsonl": 1, "histograms.hlog": 5}
+    told = [caution.reason for caution in summarise(run).cautions if caution.about == "torn"]
+    assert "5 unreadable lines in histograms.hlog left out when shards were put together" in told
+    assert len(told) == 3 and run.facts["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"models": None}, "'NoneType' object is not iterable"),
+        ({"shard": {"index": "a", "count": 2, "machine": "m"}}, "shard a of 2"),
+        ({"shard": {"index": 7, "count": 2, "machine": "m"}}, "shard 7 of 2"),
+        ({"shard": [1]}, "list indices must be integers"),
+        ({"status": "wat"}, "status wat"),
+        ({"anchors": {}}, "found none with 'start'"),
+        ({"shards": [], "shard": None}, "found one of its own"),
+        ({"shards": [1]}, "found one of shards that are together already"),
+    ],
+)
+def test_a_run_json_that_is_none_of_ours_is_one_line(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        read_parts([shard(tmp_path, 0), shard(tmp_path, 1, **change)])
+    assert str(refused.value).startswith(str(tmp_path / "part-1")) and told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "of"),
+    [
+        ("telemetry.jsonl", {"target": {"state": "wat", "evidence": []}}, "level_end"),
+        ("telemetry.jsonl", {"client": None}, "level_end"),
+        ("telemetry.jsonl", {"level": [], "event": "level_start"}, None),
+        ("samples.jsonl", {"done_ns": "soon"}, None),
+    ],
+)
+def test_a_line_that_is_none_of_ours_is_told_with_its_place(
+    tmp_path: Path, name: str, change: dict[str, Any], of: str | None
+) -> None:
+    parts = [shard(tmp_path, index) for index in (0, 1)]
+    rewrite(parts[1], name, lambda row: row | (change if row.get("event") == of or not of else {}))
+    with pytest.raises(UsageError) as refused:
+        together(parts, tmp_path / "out")
+    place = f"{parts[1] / name}:{len(rows(parts[1] / name)) if of else 1}: "  # the level ends last
+    assert str(refused.value).startswith(place + "expected a line as loadbench run writes it, found ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_goes_to_a_link_or_to_where_one_is_and_not_into_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [shard(tmp_path, index) for index in (0, 1)]
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there", target_is_directory=True)
+    together(parts, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there" / "run.json").exists()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    together(parts, Path())
+    assert sorted(path.name for path in Path().iterdir()) == sorted(
+        ("run.json", "samples.jsonl", "telemetry.jsonl", "histograms.hlog")
+    )
+    with pytest.raises(UsageError, match="expected a directory that is not inside a shard"):
+        together(parts, parts[0] / "merged")
+
+
 def test_missing_shards_are_named_and_make_the_run_invalid(tmp_path: Path) -> None:
     for index in (0, 3):
         shard(tmp_path / "parts", index, 4)
     done = loadbench("merge", "parts", "-o", "out", "--quiet", cwd=tmp_path)
     assert done.returncode == 94, done.stderr
     assert done.stderr == "loadbench: result invalid: shards 1 and 2 of 4 are missing\n"
-    assert (tmp_path / "out" / "report.md").exists()
+    assert "shard 0's of 2 (on 1 machine, load processes: 2)" in (tmp_path / "out" / "report.md").read_text()
+    assert not any(
+        level["complete"] for level in orjson.loads((tmp_path / "out" / "summary.json").read_bytes())["levels"]
+    )
+    assert not (tmp_path / "results").exists()
+    noted = loadbench("merge", "parts", "-o", "results/whole", "--quiet", cwd=tmp_path)
+    (row,) = rows(tmp_path / "results" / "history.jsonl")
+    assert (noted.returncode, row["path"], row["commit"], row["status"]) == (94, "whole", None, "failed")
     bare = loadbench("merge", "parts", "-o", "bare", "--no-report", cwd=tmp_path)
     assert (bare.returncode, bare.stderr) == (94, done.stderr)
     assert not (tmp_path / "bare" / "report.md").exists()
@@ -194,6 +293,7 @@ def test_many_samples_stay_where_they_are_and_are_read_side_by_side(
     joined = summarise(read(together(parts, tmp_path / "joined")))
     monkeypatch.setattr(merge, "MOST_JOINED_BYTES", 0)
     out = together(parts, tmp_path / "out")
+    (out / "shards" / ".DS_Store").touch()  # as a file manager leaves it
     for index, part in enumerate(parts):
         assert (out / "shards" / str(index) / "samples.jsonl").samefile(part / "samples.jsonl")
     assert (out / "samples.jsonl").read_bytes() == b""
@@ -231,7 +331,9 @@ def test_a_directory_that_is_not_empty_is_refused_and_a_merge_that_fails_leaves_
         together(parts, parts[0])
     rewrite(parts[1], "telemetry.jsonl", lambda row: {"event": row["event"]})
     (empty := tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="expected shards as loadbench run writes them"):
+    with pytest.raises(
+        UsageError, match="part-1/telemetry.jsonl:1: expected a line as loadbench run writes it, found t_ns missing"
+    ):
         together(parts, empty)
     assert {path.name for path in tmp_path.iterdir()} == {"part-0", "part-1", "empty"}
     assert list(empty.iterdir()) == []
@@ -258,7 +360,7 @@ def log(path: Path, seed: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, 2, 5])
 def test_logs_are_added_up_to_the_last_count_in_one_process_or_in_several(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
@@ -266,7 +368,7 @@ def test_logs_are_added_up_to_the_last_count_in_one_process_or_in_several(
     if processes > 1:
         monkeypatch.setattr(sums, "SHARE_BYTES", 1)
         monkeypatch.setattr(os, "cpu_count", lambda: processes)
-    sums.add_up([*logs, tmp_path / "missing.hlog"], STARTED_NS, tmp_path / "sum.hlog")
+    assert sums.add_up([*logs, tmp_path / "missing.hlog"], STARTED_NS, tmp_path / "sum.hlog") == len(logs)  # are torn
     found = list(HlogReader(tmp_path / "sum.hlog"))
     assert [(one.tag, int(one.start_s)) for one in found] == [
         (tag, second) for second in range(5) for tag in ("gap.chat.L0", "lag.chat.L0")
@@ -287,6 +389,19 @@ def test_a_process_that_cannot_write_is_told_of(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with pytest.raises(OSError, match="No such file or directory"):
         sums.add_up(logs, STARTED_NS, tmp_path / "nowhere" / "sum.hlog")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_process_that_was_killed_is_named_with_the_signal_and_one_whose_parent_has_gone_ends(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "stuck.hlog")  # opening it waits for a writer that never comes
+    for end, told in (
+        ("kill", "was killed by SIGKILL, likely for want of memory"),
+        ("close", "ended with exit code 1"),
+    ):
+        with sums._process([tmp_path / "stuck.hlog"], STARTED_NS, tmp_path / "out.hlog") as process:
+            assert process.stdin is not None
+            process.kill() if end == "kill" else process.stdin.close()
+            assert sums._ended(process.wait(20)) == told
 
 
 def test_a_part_knows_its_name(tmp_path: Path) -> None:

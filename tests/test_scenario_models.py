@@ -326,6 +326,10 @@ def test_set_reaches_the_new_keys_and_null_takes_them_back(home: Path) -> None:
         ("keep_warm: 0s", 'keep_warm: expected a number above 0, got "0s"'),
         ("keep_warm: often", 'keep_warm: expected a duration such as 15s, 250ms or 2m, got "often"'),
         ("price_per_kwh: -1", "price_per_kwh: expected a number of at least 0.0, got -1"),
+        (
+            "slo: {ttft: {p95: 1s}}\nrequest: {stream: false}",
+            "slo.ttft: expected request.stream: true beside it, got false",
+        ),
         ("price_per_kwh: 0.3", "price_per_kwh: expected currency beside it, got none"),
         ("currency: ''", 'currency: expected text like ^\\S{1,8}$, got ""'),
         ("model_order: random", "model_order: expected 'as_written' or 'shuffled', got \"random\""),

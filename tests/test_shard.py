@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+from loadbench.analysis.provenance import differences
 from loadbench.analysis.rundir import read
 from loadbench.analysis.sharded import users_of
 from loadbench.analysis.summarise import summarise
+from loadbench.analysis.verdict import exit_code
 from loadbench.cli import main
 from loadbench.engine.crew import Crew
 from loadbench.engine.load import Clock
@@ -34,9 +36,11 @@ from loadbench.scenario.load import Overrides, load_scenario
 from loadbench.scenario.plan import levels, slots
 from loadbench.scenario.prompts import PromptMix
 from loadbench.scenario.schema import Scenario
-from loadbench.shards import put_together, read_parts
+from loadbench.shard_facts import read_parts
+from loadbench.shards import put_together
 from loadbench.slots import moment_of, shard_of
 from loadbench.target.fake import FakeServer
+from tests import rundirs
 from tests.asking import scripted
 from tests.command import ROOT, loadbench, rows
 
@@ -106,8 +110,14 @@ async def test_shards_put_together_are_the_one_run_request_by_request(tmp_path: 
     start_ns = run.levels[0].start_ns
     assert sent == [(seq, kind, start_ns + ns) for seq, (kind, ns) in enumerate(zip(kinds, due_ns, strict=True))]
     assert {row["user"] for row in found if row["level"] == 1} == set(range(5))
+    over_s = LEAD_S + 2 + 1  # then the first level's drain is over, of all of them
     for index, part in enumerate(parts):
         assert {row["seq"] % 3 for row in loads(part)} == {index}
+        after = [
+            row for row in rows(part / "samples.jsonl") if row["phase"] == "canary" and row["sent_ns"] > LEAD_S * 1e9
+        ]
+        assert [row["level"] for row in after] == [0, 1]
+        assert after[0]["sent_ns"] >= over_s * 1e9
 
     first, second = summarise(run).levels
     assert (start_ns, run.levels[1].start_ns) == (LEAD_S * 1e9, (LEAD_S + 2 + 1 + SETTLE_S) * 1e9)
@@ -128,6 +138,11 @@ async def test_shards_put_together_are_the_one_run_request_by_request(tmp_path: 
     alone = summarise(read(parts[0]))
     assert any(caution.about == "a_part" for caution in alone.cautions)
     assert [users_of(read(part).facts, 5) for part in parts] == [2, 2, 1]
+    apart = differences([run.facts], [read(parts[1]).facts])
+    assert ("scenario", "load", "all of it", "the part of shard 1/3") in {
+        (one.about, one.what, one.base, one.new) for one in apart
+    }
+    assert "load" not in {one.what for one in differences([run.facts], [run.facts])}
 
 
 @pytest.mark.usefixtures("soon")
@@ -193,17 +208,16 @@ def test_what_shards_cannot_know_beforehand_is_refused_with_its_place(changes: d
     assert "--shard" in str(refused.value)
 
 
-def test_a_moment_is_a_time_with_its_zone_or_seconds_or_so_long_from_now() -> None:
+def test_a_moment_is_a_time_with_its_zone_or_seconds_and_none_that_each_shard_would_reckon_for_itself() -> None:
     expected_ns = 1_795_357_200 * 10**9
     assert moment_of("2026-11-22T14:20:00Z", "0/2") == expected_ns
     assert moment_of("2026-11-22T15:20:00+01:00", "0/2") == expected_ns
     assert moment_of("1795357200", "0/2") == expected_ns
-    assert abs((moment_of("+90s", "0/2") or 0) - time.time_ns() - 90e9) < 1e9
     assert moment_of(None, None) is None
-    for wrong in ("2026-11-22T14:20:00", "soon", "-5", "+1h"):
+    for wrong in ("2026-11-22T14:20:00", "soon", "-5", "+1h", "+90", "+90s"):
         with pytest.raises(UsageError, match="--start-at: expected a time such as"):
             moment_of(wrong, "0/2")
-    for lone in ((None, "0/2"), ("+90s", None)):
+    for lone in ((None, "0/2"), ("1795357200", None)):
         with pytest.raises(UsageError, match="together, got one of them"):
             moment_of(*lone)
 
@@ -219,7 +233,7 @@ def test_shards_are_counted_from_0() -> None:
 def test_a_start_that_is_too_near_or_over_is_one_line_and_leaves_nothing_behind(tmp_path: Path) -> None:
     write(tmp_path, "[{rate: 20/s, duration: 1s}]")
     words = ("run", "s.yaml", "--endpoint", "http://127.0.0.1:9", "--shard", "0/2", "--start-at")
-    for moment, told in (("+5", "from now"), ("2026-01-01T00:00:00Z", "s ago")):
+    for moment, told in ((f"{time.time() + 5:.0f}", "from now"), ("2026-01-01T00:00:00Z", "s ago")):
         done = loadbench(*words, moment, cwd=tmp_path)
         assert done.returncode == 2
         assert done.stderr.startswith(
@@ -227,6 +241,15 @@ def test_a_start_that_is_too_near_or_over_is_one_line_and_leaves_nothing_behind(
         )
         assert done.stderr.endswith(f"{told}\n")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_level_of_which_a_shard_has_no_part_is_no_failure_of_its(tmp_path: Path) -> None:
+    whole = summarise(read(rundirs.empty_level(tmp_path / "whole")))
+    assert whole.levels[1].requests.attempted == 0
+    assert exit_code(whole) == 94
+    facts = {"shard": {"index": 1, "count": 3, "machine": "m"}}
+    assert exit_code(summarise(read(rundirs.empty_level(tmp_path / "part", **facts)))) == 0
+    assert exit_code(summarise(read(rundirs.all_failed(tmp_path / "failed", **facts)))) == 94
 
 
 def test_the_job_of_the_page_runs_a_shard_of_as_many_as_it_has_pods() -> None:

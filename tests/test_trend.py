@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from loadbench.analysis import history
 from loadbench.analysis.history import Row
 from loadbench.analysis.trend import FEWEST, changes, trend
 from loadbench.cli import main
-from loadbench.report.trend import draw, print_trends
+from loadbench.report.trend import draw, print_trends, trends_json
 
 HOSTILE = "<b>\x1b[31m|`x`"
 MACHINE = {"fingerprint": "m1", "machine": "x86_64", "cpu": "A CPU", "cores": 4, "memory_gib": 16, "os": "Linux"}
@@ -159,6 +160,18 @@ def test_a_run_without_the_figure_keeps_its_place(tmp_path: Path) -> None:
 
 def test_bars_go_from_the_lowest_to_the_highest_and_say_where_one_is_missing() -> None:
     assert draw([1.0, 4.5, None, 8.0]) == "▁▅×█"
+
+
+def test_a_figure_on_few_samples_has_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line(0, 40.0), line(1, 50.0)]
+    lines[1]["levels"][0]["indicative"] = ["ttft_p95_ms"]
+    rows = written(tmp_path, lines)
+    told = shown(rows, 100, monkeypatch, "ttft.p50", "ttft.p95")
+    assert re.search(r"TTFT p95 .* ~50(\.0)? ms", told)
+    assert not re.search(r"TTFT p50 .* ~", told)
+    assert "~: on few samples." in told
+    series = trends_json([trend(rows, ("ttft.p50", "ttft.p95"), 200)], 0)["scenarios"][0]["series"]
+    assert [one["indicative"] for one in series] == [(False, False), (False, True)]
 
 
 def test_noise_of_a_hundredth_looks_like_none() -> None:
