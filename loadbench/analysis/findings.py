@@ -21,7 +21,7 @@ class Point:
 
     ``per_s`` are successful requests per second, counted once every user had an answer, with what chance may have moved
     them; ``in_service`` is how many were being worked on and not queueing, by Little's law on the time without the wait
-    for a first token. ``firm``: enough of them to draw conclusions from.
+    for a first token. ``firm``: enough of them to draw conclusions from; else ``doubt`` says why not.
     """
 
     level: int
@@ -32,6 +32,7 @@ class Point:
     e2e_mean_ms: float | None
     in_service: float | None
     firm: bool
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ What a figure is called and how it comes from a level is in ``FIGURES``; what th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from loadbench.analysis.metrics import LATENCIES, RATES
+from loadbench.analysis.stats import Distribution
 from loadbench.analysis.summary import Level, Summary
 from loadbench.errors import UsageError
 from loadbench.records import load_title
@@ -25,6 +26,7 @@ MACHINE = ("machine", "cpu", "cores")
 """With the memory in GiB, what a machine is told by: a virtual one has some pages more or less at every start."""
 
 
+Place = tuple[str, str, int]
 BY_PLAN = ("censored", "total_deadline")  # how the requests of a rung end
 
 
@@ -38,16 +40,22 @@ class Figure:
     unit: str
     of: Callable[[Level], float | None]
     lower_is_better: bool = True
+    indicative: Callable[[Level], bool] = lambda level: False
 
 
 def _latency(metric: str, percentile: str) -> Figure:
-    def of(level: Level) -> float | None:
+    def told(level: Level) -> Distribution:
         series = level.latency_ms[metric]
-        found: float | None = getattr(series.get(level.headline) or series["service"], percentile)
-        return found
+        return series.get(level.headline) or series["service"]
 
-    title = f"{LATENCIES[metric].title} {percentile}"
-    return Figure(f"{metric}.{percentile}", f"{metric}_{percentile}_ms", title, "ms", of)
+    return Figure(
+        f"{metric}.{percentile}",
+        f"{metric}_{percentile}_ms",
+        f"{LATENCIES[metric].title} {percentile}",
+        "ms",
+        lambda level: told(level).value(percentile),
+        indicative=lambda level: percentile in told(level).indicative,
+    )
 
 
 def _failures(level: Level) -> int:
@@ -83,7 +91,8 @@ class Row:
     """A run as the history has it. ``engine`` are the service's title and versions, ``machine`` a hash of ``MACHINE``.
 
     ``scenario_hash`` is provenance's: of what is asked, and neither of whom nor of which model. ``levels`` has each
-    level's figures, by name, under its model, its load and the how-manieth of these it is.
+    level's figures, by name, under its model, its load and the how-manieth of these it is; ``indicative``, under the
+    same, the names of those on few samples.
     """
 
     time: str
@@ -98,7 +107,8 @@ class Row:
     status: str
     exit_code: int
     path: str
-    levels: Mapping[tuple[str, str, int], Mapping[str, float | None]]
+    levels: Mapping[Place, Mapping[str, float | None]]
+    indicative: Mapping[Place, Collection[str]] = field(default_factory=dict)
 
 
 def row(summary: Summary, scenario_hash: str, commit: Commit | None, code: int, path: str) -> dict[str, Any]:
@@ -135,7 +145,9 @@ def row(summary: Summary, scenario_hash: str, commit: Commit | None, code: int, 
 def _level(level: Level) -> dict[str, Any]:
     """A probe is not here: which loads a search tries is another question every time."""
     figures = {figure.key: figure.of(level) for figure in FIGURES.values()}
-    return {"model": level.model, "load": load_title(level.load), "complete": level.complete, **figures}
+    few = [figure.key for figure in FIGURES.values() if figure.indicative(level)]
+    named = {"model": level.model, "load": load_title(level.load), "complete": level.complete}
+    return {**named, **figures, "indicative": few}
 
 
 def _hash(node: Any) -> str:
@@ -165,6 +177,7 @@ def _read_row(found: dict[str, Any]) -> Row:
     versions = [f"{name} {version}" for name, version in (engine.get("versions") or {}).items()]
     cores, gib = machine.get("cores"), machine.get("memory_gib")
     named = (machine.get("cpu"), f"{cores} cores" if cores else None, f"{gib} GiB" if gib else None)
+    levels, indicative = _read_levels(found["levels"])
     return Row(
         time=str(found["time"]),
         scenario=str(found["scenario"]),
@@ -178,18 +191,25 @@ def _read_row(found: dict[str, Any]) -> Row:
         status=str(found["status"]),
         exit_code=int(found["exit_code"]),
         path=str(found["path"]),
-        levels=_read_levels(found["levels"]),
+        levels=levels,
+        indicative=indicative,
     )
 
 
-def _read_levels(found: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], dict[str, float | None]]:
-    levels: dict[tuple[str, str, int], dict[str, float | None]] = {}
+def _read_levels(
+    found: Sequence[Mapping[str, Any]],
+) -> tuple[dict[Place, dict[str, float | None]], dict[Place, frozenset[str]]]:
+    """The figures, and which of them stand on few samples; rows of before that was kept say of none."""
+    levels: dict[Place, dict[str, float | None]] = {}
+    indicative: dict[Place, frozenset[str]] = {}
     for level in found:
         model, load = str(level["model"]), str(level["load"])
         place = (model, load, sum((model, load) == known[:2] for known in levels))
         figures = {name: _number(level.get(figure.key)) for name, figure in FIGURES.items()}
         levels[place] = figures if level["complete"] else dict.fromkeys(figures)
-    return levels
+        few = level.get("indicative") or ()
+        indicative[place] = frozenset(name for name, figure in FIGURES.items() if figure.key in few)
+    return levels, indicative
 
 
 def _number(value: Any) -> float | None:

@@ -12,7 +12,7 @@ from loadbench.analysis.road import AT_ONCE_S, is_over
 from loadbench.analysis.sentences import MOST_TOLD
 from loadbench.analysis.stats import Distribution
 from loadbench.analysis.summary import ClosedLoad, Interval, Level
-from loadbench.analysis.words import listed, time
+from loadbench.analysis.words import listed, number, time
 from loadbench.records import load_title
 
 LEAST_INTERVALS = 4
@@ -31,13 +31,12 @@ def open_loop(levels: Sequence[Level]) -> Iterator[str]:
     if kept:
         parts.append(f"keeps up with {load_title(kept[-1].load)}")
     if over:
-        given = over[0].road.given_per_s if over[0].road else None
-        gives = "" if given is None else f", where it gives {given:.3g}/s"
+        served = over[0].throughput["requests_per_s"]
+        gives = "" if served is None else f", where {number(served)}/s were served"
         parts.append(f"is over capacity at {load_title(over[0].load)}{gives}")
     if parts:
         yield f"It {listed(parts)}."
-    if unsure and unsure[0].road:
-        yield f"Whether it keeps up {words.where(unsure)} is undecided: {unsure[0].road.because}."
+    yield from _unsure(unsure)
     for level in opened:
         if is_over(level.road):
             yield from _left_the_road(level)
@@ -45,6 +44,19 @@ def open_loop(levels: Sequence[Level]) -> Iterator[str]:
     on_road = [level for level in opened if not is_over(level.road)]
     for level in on_road if len(on_road) <= MOST_TOLD else kept[-1:] or on_road[-1:]:
         yield _lateness(level)
+
+
+def _unsure(levels: Sequence[Level]) -> Iterator[str]:
+    """Where it is undecided, reason by reason."""
+    by_reason: dict[str, list[Level]] = {}
+    for level in levels:
+        if level.road:
+            by_reason.setdefault(level.road.because, []).append(level)
+    told = [*by_reason.items()]
+    for because, alike in told[:MOST_TOLD]:
+        yield f"Whether it keeps up {words.where(alike)} is undecided: {because}."
+    if others := [level for _, alike in told[MOST_TOLD:] for level in alike]:
+        yield f"Nor is it decided {words.where(others)}."
 
 
 def _left_the_road(level: Level) -> Iterator[str]:

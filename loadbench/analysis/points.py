@@ -81,6 +81,7 @@ def see(span: Span, level: Level) -> Seen:
             e2e_mean_ms=e2e_ms,
             in_service=None,
             firm=doubt is None and per_s is not None,
+            doubt=doubt,
         ),
         ttft_ms=_mean_ms(samples.first_token_ns - samples.sent_ns, share * ok),
         stream_ms=stream_ms if stream_ms and e2e_ms and stream_ms > LEAST_STREAM * e2e_ms else None,

@@ -23,6 +23,7 @@ from loadbench.analysis.steady import drift
 from loadbench.analysis.summary import Level, Road
 from loadbench.analysis.words import time
 from loadbench.records import Leg, Open, at
+from loadbench.target.state import DEAD
 
 GROWS = "over capacity: it grows with the length of the level"
 FALLS = "over capacity: it falls with the length of the level"
@@ -131,7 +132,7 @@ class Flow:
         return np.maximum(1.0, rates * self.alone_s)
 
     def answers_per_s(self, since_s: float, until_s: float) -> float:
-        """How many answers it gave between these, of one that was under way at an end its share."""
+        """How many answers' worth of work it did between these: of one under way at an end, or given up, its share."""
         inside_s = np.minimum(self.ended, until_s) - np.maximum(self.began, since_s)
         with np.errstate(divide="ignore", invalid="ignore"):
             within = np.clip(inside_s / (self.ended - self.began), 0.0, 1.0)
@@ -153,6 +154,7 @@ def roads_of(run: RunData, spans: Sequence[Span]) -> list[Road | None]:
     """Whether each of these levels kept on the road; of one that a lower rate did not keep on it, no one claims so."""
     alone_s = _alone_s(run, spans)
     roads = [road_of(span, None if _is_probe(span) else alone_s.get(span.plan["model"])) for span in spans]
+    roads = [_of_all(span, road) for span, road in zip(spans, roads, strict=True)]
     return [_beside(span, road, spans, roads) for span, road in zip(spans, roads, strict=True)]
 
 
@@ -202,6 +204,14 @@ def _is_of_one(span: Span) -> bool:
     if load["kind"] != "closed" or load["concurrency"] != 1 or span.changes or span.is_rung:
         return False
     return int(np.count_nonzero(span.ok)) >= LEAST_KNOWN
+
+
+def _of_all(span: Span, road: Road | None) -> Road | None:
+    """What an endpoint refuses because it is dead is off the road at once, and no sign that a fleet keeps up."""
+    states = (span.events.end or {}).get("target", {}).get("endpoints") or ()
+    if road is None or road.result != "steady" or not any(at["state"] in DEAD for at in states):
+        return road
+    return replace(road, result="undecided", because="an endpoint of the fleet was dead")
 
 
 def _beside(span: Span, road: Road | None, spans: Sequence[Span], roads: Sequence[Road | None]) -> Road | None:

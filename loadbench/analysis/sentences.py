@@ -229,7 +229,7 @@ def alone(levels: Sequence[Level]) -> Iterator[str]:
     closed = [level for level in levels if isinstance(level.load, ClosedLoad) and level.load.ask is None]
     whole = [level for level in closed if level.complete]
     if closed and not whole:
-        yield "No level ended as planned, so there is no throughput to speak of."
+        yield "No level ended as planned: the throughput in the tables is that of what was measured."
     told = [level for level in whole if level.requests.ok >= FLOORS["p50"]]
     if whole and not told:
         yield f"Too few requests succeeded to speak of throughput (under {FLOORS['p50']} in every level)."
@@ -250,18 +250,37 @@ def slo(levels: Sequence[Level]) -> Iterator[str]:
     if by_result["fail"]:
         parts.append(f"is missed {_reach(by_result['fail'], judged, 'fail')} ({_missed(by_result['fail'])})")
     if by_result["undecided"]:
-        open_ = next(clause for clause in by_result["undecided"][0].slo if clause.result == "undecided")
-        why = f"{words.clause_title(open_.clause)}: {open_.because}"
-        parts.append(f"is undecided {_reach(by_result['undecided'], judged, 'undecided')} ({why})")
+        open_ = by_result["undecided"]
+        parts.append(f"is undecided {_reach(open_, judged, 'undecided')} ({_untold(open_)})")
     if parts:
         yield f"The SLO {listed(parts)}."
 
 
 def _missed(levels: Sequence[Level]) -> str:
-    """By what the lowest load missed it. Beyond capacity a latency is none."""
-    lowest = next((level for level in levels if not is_over(level.road)), levels[0])
+    """By what the lowest load missed it; beyond capacity a latency is none, so a load that is not is told by its name.
+
+    The first load that the sentence names needs none.
+    """
+    named = _as_named(levels)
+    lowest = next((level for level in named if not is_over(level.road)), named[0])
     missed = next(clause for clause in lowest.slo if clause.result == "fail")
-    return f"over capacity; {words.clause_title(missed.clause)}" if is_over(lowest.road) else words.clause(missed)
+    if is_over(lowest.road):
+        return f"over capacity; {words.clause_title(missed.clause)}"
+    return ("" if lowest is named[0] else f"at {load_title(lowest.load)} ") + words.clause(missed)
+
+
+def _untold(levels: Sequence[Level]) -> str:
+    """Why the lowest load is undecided; by its name where that is not why all of them are."""
+    named = _as_named(levels)
+    reasons = [next(clause for clause in level.slo if clause.result == "undecided") for level in named]
+    alike = len({(clause.clause, clause.because) for clause in reasons}) == 1
+    why = f"{words.clause_title(reasons[0].clause)}: {reasons[0].because}"
+    return why if alike else f"at {load_title(named[0].load)} {why}"
+
+
+def _as_named(levels: Sequence[Level]) -> list[Level]:
+    """In the order in which a sentence names them."""
+    return [level for same in words.sorts(levels) for level in same]
 
 
 def _reach(levels: Sequence[Level], judged: Sequence[Level], result: Result) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,6 +19,7 @@ from loadbench.scenario.schema import Slo
 
 GateResult = Literal["pass", "fail", "invalid"]
 RESULTS: tuple[Result, ...] = ("fail", "undecided", "pass")  # worst first
+CUT = "the level did not end as planned"
 SURE = 0.01
 """How improbable a number of slow requests must be under the SLO before it is missed beyond doubt."""
 
@@ -36,11 +37,11 @@ def slo_of(level: Level) -> Result | None:
 def as_gate(clause: SloClause, allow_indicative: bool) -> tuple[GateResult, str | None]:
     """What a clause is worth where a pass or a miss decides, and why: one without a firm value is no pass.
 
-    ``allow_indicative``: a value on too few samples counts as it is; what a level over capacity says of itself never.
+    ``allow_indicative``: a value on too few samples counts as it is; of a level over capacity or cut short never.
     """
     if clause.result != "undecided":
         return clause.result, clause.because
-    if not allow_indicative or clause.value is None or clause.because in (GROWS, FALLS):
+    if not allow_indicative or clause.value is None or clause.because in (GROWS, FALLS, CUT):
         return "invalid", clause.because
     met = clause.value >= clause.limit if clause.clause == "goodput" else clause.value <= clause.limit
     return "pass" if met else "fail", f"indicative: {clause.because}"
@@ -98,6 +99,13 @@ def judge(
     if not is_over(road):
         return tuple(clauses)
     return tuple(_beyond(clause) for clause in clauses)
+
+
+def until_cut(clauses: Sequence[SloClause]) -> tuple[SloClause, ...]:
+    """The same of a level that did not end as planned: what was missed is, what was not says nothing of the rest."""
+    return tuple(
+        clause if clause.result == "fail" else replace(clause, result="undecided", because=CUT) for clause in clauses
+    )
 
 
 def _beyond(clause: SloClause) -> SloClause:

@@ -54,6 +54,7 @@ from loadbench.analysis.summary import (
     Road,
     Rss,
     ShapedLoad,
+    SloClause,
     Summary,
     Target,
     Verdict,
@@ -246,13 +247,18 @@ def _level(
     throughput = {rate.name: rate.how(window) for rate in RATES.values()}
     sent_ns, target = span.samples.sent_ns, _target(events)
     issued_per_s = window.per_s(int(np.count_nonzero((sent_ns >= span.start_ns) & (sent_ns <= span.end_ns))))
+    clauses: tuple[SloClause, ...] = ()
+    if objective:
+        goodput = throughput["goodput_share"]
+        clauses = slo.judge(objective, requests, latency_ms, goodput, span.headline, road, target.state)
+    complete = bool(events.end and events.end["complete"])
     level = Level(
         index=events.index,
         stage=plan["stage"],
         model=plan["model"],
         load=_load(plan["load"]),
         headline=span.headline,
-        complete=bool(events.end and events.end["complete"]),
+        complete=complete,
         ended_by=events.ended_by,
         started_s=events.start_ns / 1e9,
         window_s=window.seconds,
@@ -267,9 +273,7 @@ def _level(
         by_kind=_by_kind(span, gaps),
         client=_client(run, span, latency_ms, throughput, issued_per_s),
         target=target,
-        slo=slo.judge(objective, requests, latency_ms, throughput["goodput_share"], span.headline, road, target.state)
-        if objective
-        else (),
+        slo=clauses if complete else slo.until_cut(clauses),
         cautions=(),
         purpose=plan.get("purpose", "level"),
         road=road,

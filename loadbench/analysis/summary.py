@@ -207,8 +207,9 @@ class Road:
 
     ``over_capacity``: more came than could be served, so its latencies say how long the level was and nothing else.
     ``left_s`` is when that began, in seconds from the level's start, ``left_at`` the load asked for then (requests/s);
-    ``growth_per_s`` how many more were in flight every second after it, ``given_per_s`` how many answers it gave, of
-    those under way their share. ``because`` says what it stands on, or why it is undecided.
+    ``growth_per_s`` how many more were in flight every second after it, ``given_per_s`` how many answers' worth of work
+    it did, of those under way or given up their share: not what was served. ``because`` says what it stands on, or why
+    it is undecided.
 
     Of a load that changes, ``most_in_flight`` at ``most_at_s``, and from ``worked_off_s`` on there was no queue left.
     """

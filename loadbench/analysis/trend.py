@@ -40,13 +40,15 @@ class Change:
 class Series:
     """One figure of one load on one model, a value for each run; None: it has none, or did not count.
 
-    ``changes`` is None where none can be told: too few runs with a value, or ruptures is not installed.
+    ``indicative`` are those on few samples. ``changes`` is None where none can be told: too few runs with a value, or
+    ruptures is not installed.
     """
 
     model: str
     load: str
     figure: Figure
     values: tuple[float | None, ...]
+    indicative: tuple[bool, ...]
     changes: tuple[Change, ...] | None
 
 
@@ -76,7 +78,8 @@ def trend(rows: Sequence[Row], figures: Sequence[str], last: int) -> Trend:
             values = tuple(_value(row, (model, load, number), name) for row in like)
             if any(value is not None for value in values):
                 title = load + (f" (number {number + 1})" if number else "")
-                found.append(Series(model, title, FIGURES[name], values, changes(values)))
+                few = tuple(name in row.indicative.get((model, load, number), ()) for row in like)
+                found.append(Series(model, title, FIGURES[name], values, few, changes(values)))
     return Trend(rows[-1].scenario, tuple(like), unlike, tuple(found))
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from loadbench.analysis.findings import Capacity, Point
 from loadbench.analysis.metrics import LATENCIES
 from loadbench.analysis.road import is_over
+from loadbench.analysis.slo import slo_of
 from loadbench.analysis.summary import Level, Summary
 from loadbench.analysis.words import head, load_of, users
 from loadbench.records import load_title
 from loadbench.report import picture
 from loadbench.report.escape import plain
 from loadbench.report.picture import (
+    DOUBTED,
     Figure,
     LeftOut,
     Rows,
@@ -38,6 +40,11 @@ WIDE = {"users": 8.0, "rates": 20.0}  # times from the least load to the most: b
 MANY_FAILED = 0.01  # of a load's requests: from here on its point says how many
 REACH = 2.5  # times the slowest: an SLO's limit that is further off is named and not drawn
 ALONE, ASKED = "nobody waits: N ÷ R alone", "all that was asked for"  # the straight lines
+_COUNTED = {
+    "closed": "counted once every user had an answer, by the share of each that lies in the level; the table of levels"
+    " counts what ended in its whole window",
+    "open": "counted once the first request had an answer; the table of levels counts the whole window",
+}
 OVER, LOST = "↑", "✗"
 
 
@@ -67,7 +74,8 @@ def _throughput(summary: Summary, found: Capacity, of: str, name: str) -> Figure
     top = 1.15 * max((point.per_s_interval_95 or (0, point.per_s or 0))[1] for point in known)
     y = y_axis("y", scale={"domain": [0, top]})
     rows = [_told_point(summary, point) for point in known]
-    curves, rules = _bounds(found, known, top)
+    levels = [level for level in summary.levels if level.index in {point.level for point in known}]
+    curves, rules = _bounds(found, known, levels, top)
     names = list(dict.fromkeys(row["bound"] for row in [*curves, *rules]))
     whiskers = [row for row in rows if "low" in row]
     series = {"color": {"value": picture.SERIES[0]}}
@@ -82,13 +90,13 @@ def _throughput(summary: Summary, found: Capacity, of: str, name: str) -> Figure
     ]
     bare = found.loop == "closed" and not curves and not any(name.startswith("knee") for name in names)
     undrawn = f"no knee and no bound is drawn: {found.because}" if bare else None
-    levels = [level for level in summary.levels if level.index in {point.level for point in known}]
-    notes = ["bars: 95 % interval" if whiskers else None, *_signs(levels, "over capacity"), undrawn]
+    bars = "bars: 95 % interval" if whiskers else None
+    notes = [bars, _COUNTED[found.loop], *_signs(levels, "over capacity"), undrawn]
     return Figure(
         name=f"throughput-{name}",
         section=SECTION,
         title=title,
-        spec=picture.picture(layers, "successful requests per second", key(rows)),
+        spec=picture.picture(layers, "successful requests per second", key(rows, hollow=DOUBTED)),
         alt=f"{_best(found, known)} {_words(names)}".strip(),
         headings=("load", "requests/s", "95 %", "tokens/s", "E2E mean", "requests ok", ""),
         rows=tuple(_point_row(summary, point) for point in found.points),
@@ -152,7 +160,7 @@ def _told_point(summary: Summary, point: Point) -> dict[str, Any]:
             f"{figure(point.tokens_per_s)} tokens/s",
             f"E2E mean {milliseconds(point.e2e_mean_ms)}",
             f"{level.requests.ok:,} of {level.requests.attempted:,} requests ok",
-            "firm" if point.firm else "indicative",
+            _firmness(point),
             "over capacity" if is_over(level.road) else None,
         )
     }
@@ -168,11 +176,15 @@ def _point_row(summary: Summary, point: Point) -> tuple[str, ...]:
         figure(point.tokens_per_s),
         milliseconds(point.e2e_mean_ms),
         f"{level.requests.ok:,}/{level.requests.attempted:,}",
-        "firm" if point.firm else "indicative",
+        _firmness(point),
     )
 
 
-def _bounds(found: Capacity, known: Sequence[Point], top: float) -> tuple[Rows, Rows]:
+def _firmness(point: Point) -> str:
+    return "firm" if point.firm else f"in doubt: {point.doubt}" if point.doubt else "in doubt"
+
+
+def _bounds(found: Capacity, known: Sequence[Point], levels: Sequence[Level], top: float) -> tuple[Rows, Rows]:
     """The bounds and estimates as curves and upright rules, each with its value in its name."""
     curves: list[dict[str, Any]] = []
     rules: list[dict[str, Any]] = []
@@ -193,12 +205,12 @@ def _bounds(found: Capacity, known: Sequence[Point], top: float) -> tuple[Rows, 
         if estimate.name == "asymptotic" and alone is not None and alone.e2e_mean_ms:
             each_s = alone.e2e_mean_ms / 1e3
             curve(ALONE, (grid / each_s).tolist())
-            curve(f"ceiling: {figure(value / each_s)}/s{decided}", [value / each_s] * STEPS)
+            curve(f"levels off at: {figure(value / each_s)}/s{decided}", [value / each_s] * STEPS)
         words = {
             "asymptotic": f"N* = {figure(value)} users{decided}",
             "knee": f"knee: {users(value)}{decided}",
             "usl_peak": f"peak by the USL: {figure(value)} users{decided}",
-            "slo": f"SLO kept up to {value:g}{' users' if found.loop == 'closed' else '/s'}{decided}",
+            "slo": f"SLO kept {_reach(found, levels, value)}{decided}",
             "sustained": f"kept up with: {value:g}/s{decided}",
         }
         if estimate.name in words and low <= value <= high:
@@ -211,6 +223,12 @@ def _bounds(found: Capacity, known: Sequence[Point], top: float) -> tuple[Rows, 
         name = f"USL: σ {usl.contention:.2g}, κ {usl.coherency:.2g}"
         curve(name, (usl.per_s_alone * grid / costs).tolist())
     return curves, rules
+
+
+def _reach(found: Capacity, levels: Sequence[Level], most: float) -> str:
+    """``up to 8 users`` where every load below was seen to keep the SLO too, else ``at 8 users``."""
+    all_below = all(slo_of(level) == "pass" for level in levels if level.slo and load_of(level) <= most)
+    return f"{'up to' if all_below else 'at'} {users(most) if found.loop == 'closed' else f'{most:g}/s'}"
 
 
 def _load_axis(loads: Sequence[float], unit: str) -> Spec:

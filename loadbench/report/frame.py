@@ -129,6 +129,8 @@ def _frame(progress: Progress, width: int) -> Iterator[Line]:
         yield [_segment(heading, "dim")]
         yield from _level_lines(progress, width)
     yield [_segment("   " + _now(progress), "dim" if progress.current is None else "default")]
+    for line in _sickest(progress):
+        yield [_segment(f"   {line}", "dim")]
     if progress.failures:
         classes = ", ".join(f"{name} {number:,}" for name, number in progress.failures.items())
         yield [_segment(f"   failures: {classes}", "red")]
@@ -242,12 +244,17 @@ def _now(progress: Progress) -> str:
     if progress.good_share is not None:
         parts.append(_good(progress.good_share))
     parts += _memory(progress)
-    if progress.sickest is not None:
-        name, late_ms = progress.sickest
-        parts.append(f"{plain(name)} up to {milliseconds(late_ms)} late")
     if progress.restarts:
         parts.append(f"restarted {count(progress.restarts, 'time')}")
     return " · ".join(parts)
+
+
+def _sickest(progress: Progress) -> list[str]:
+    """The load process that harms its stamps most, by a name that may be long."""
+    if progress.sickest is None:
+        return []
+    name, late_ms = progress.sickest
+    return [f"{plain(name, 50)} up to {milliseconds(late_ms)} late"]
 
 
 def _memory(progress: Progress) -> list[str]:
@@ -292,7 +299,7 @@ def current_line(progress: Progress) -> str:
     parts = []
     if progress.current is not None:
         parts = [_which(progress, progress.current), progress.levels[progress.current].title]
-    parts += [_now(progress), *_rates(progress.requests_per_s, progress.tokens_per_s)]
+    parts += [_now(progress), *_sickest(progress), *_rates(progress.requests_per_s, progress.tokens_per_s)]
     parts += _latencies(progress.latency, progress.p50_ms, progress.p95_ms)
     if failed := sum(progress.failures.values()):
         parts.append(f"{failed} failed")

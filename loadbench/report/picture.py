@@ -83,7 +83,7 @@ class LeftOut:
     because: str
 
 
-FIRM, INDICATIVE = "firm", "indicative, on few samples"
+FIRM, INDICATIVE, DOUBTED = "firm", "indicative, on few samples", "in doubt, the table says why"
 
 
 def key(rows: Rows, filled: str = FIRM, hollow: str = INDICATIVE) -> str:

@@ -65,7 +65,7 @@ def _lines(trend: Trend, width: int, bars: str) -> Iterator[Text]:
     widths = (
         min(LONGEST_LOAD, max(len(series.load) for series in trend.series)),
         max(len(series.figure.title) for series in trend.series),
-        max(len(told(series.figure, _last(series))) for series in trend.series),
+        max(len(_last(series)) for series in trend.series),
         max(len(_range(series)) for series in trend.series),
     )
     room = width - sum(widths) - 10
@@ -79,7 +79,7 @@ def _lines(trend: Trend, width: int, bars: str) -> Iterator[Text]:
             yield Text(plain(model), "bold")
         name = plain(series.load, LONGEST_LOAD) if series.load != load else ""
         load = series.load
-        last, span = told(series.figure, _last(series)), _range(series) if ranged else ""
+        last, span = _last(series), _range(series) if ranged else ""
         drawn = draw(series.values, bars)[-shown:]
         yield Text(
             f"  {name:<{widths[0]}}  {series.figure.title:<{widths[1]}}  {drawn:<{shown}}"
@@ -98,7 +98,8 @@ def _legend(trend: Trend, shown: int, ranged: bool) -> str:
     missing = any(value is None for series in trend.series for value in series.values)
     note = f"; {NO_BAR}: it gave none" if missing else ""
     span = f", and lowest … highest of {len(trend.rows)}" if ranged else ""
-    return f"Bars: {which}, oldest first{note}. Then the last run's{span}."
+    few = " ~: on few samples." if any(series.indicative[-1] for series in trend.series) else ""
+    return f"Bars: {which}, oldest first{note}. Then the last run's{span}.{few}"
 
 
 def draw(values: Sequence[float | None], bars: str = BARS) -> str:
@@ -113,8 +114,8 @@ def draw(values: Sequence[float | None], bars: str = BARS) -> str:
     return "".join(NO_BAR if value is None else bars[round((value - low) * scale)] for value in values)
 
 
-def _last(series: Series) -> float | None:
-    return series.values[-1]
+def _last(series: Series) -> str:
+    return ("~" if series.indicative[-1] else "") + told(series.figure, series.values[-1])
 
 
 def _range(series: Series) -> str:
@@ -221,6 +222,7 @@ def _series_json(series: Series, trend: Trend) -> dict[str, Any]:
         "metric": series.figure.name,
         "unit": series.figure.unit or "1",
         "values": series.values,
+        "indicative": series.indicative,
         "changes": None if series.changes is None else changes,
     }
 
