@@ -24,8 +24,8 @@ One path, five rooms::
     lineup.py    the models of a run: found, downloaded, loaded, unloaded, failed; keep_warm.py has one not fall asleep
     hosts.py     watches the memory of a fleet's hosts, where they have probes
     vigil.py     watches the target's memory beside the run; aftermath.py sees to a target that has died
-    slots.py     when the levels of a shard begin that runs by itself; shards.py makes one run of such shards' runs, and
-                 merge_cli.py is the command merge
+    slots.py     when the levels of a shard begin that runs by itself; shards.py makes one run of such shards' runs,
+                 shard_facts.py sees that they are of one, and merge_cli.py is the command merge
     stall.py     ends a level whose target has stopped for ever
     afresh.py    a process of its own for each rung of a memory ladder
     progress.py  tells the live view where the run is

@@ -123,7 +123,7 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--workers", metavar="N|auto", default="1", show_default=True, help="Load processes.")
 @click.option("--cluster", metavar="ADDRESS", help="Put them on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
 @click.option("--shard", metavar="I/N", help="Be shard I, from 0, of N that run on machines of their own.")
-@click.option("--start-at", metavar="TIME", help="Beside --shard: when all begin, 2026-11-22T14:20:00Z or +90s.")
+@click.option("--start-at", metavar="TIME", help="Beside --shard: when all begin, as 2026-11-22T14:20:00Z.")
 @click.option("--i-own-the-target", is_flag=True, help="Let a memory ladder load it until it fails, though not ours.")
 @_weights_option
 @_file_options

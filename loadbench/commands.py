@@ -49,9 +49,10 @@ def scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def load(options: dict[str, Any], find: Find | None = None) -> Any:
     """The scenario that these options say."""
     from loadbench.scenario.load import Overrides, load_scenario
+    from loadbench.scenario.redaction import urls
 
-    path, endpoints = options.pop("scenario"), options.pop("endpoint", ())
-    overrides = Overrides(**options, endpoint=",".join(endpoints) or None)
+    path, endpoints = options.pop("scenario"), [url for text in options.pop("endpoint", ()) for url in urls(text)]
+    overrides = Overrides(**options, endpoint=endpoints if len(endpoints) > 1 else "".join(endpoints) or None)
     if find is not None:
         overrides.fit_search(find)
     return load_scenario(path, overrides, os.environ)

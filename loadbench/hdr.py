@@ -37,6 +37,7 @@ _HALF = 1 << _HALF_BITS
 _COUNTERS = 24 * _HALF
 _MASK = (2 * _HALF - 1) << _UNIT_BITS
 LARGEST_NS = (1 << 42) - 1
+BEYOND = 1e12  # in a log's columns: seconds, which other tools may count since 1970, and milliseconds, of which we clip
 
 _INDEX = np.arange(_COUNTERS, dtype=np.int64)
 _SHIFT = np.maximum((_INDEX >> _HALF_BITS) - 1, 0) + _UNIT_BITS
@@ -312,7 +313,10 @@ def read_line(text: str) -> Line | None:
     start, length, most, payload = rest.split(",")
     if not payload.endswith("\n"):
         raise ValueError("not a whole line")
-    return Line(tag, float(start), float(length), float(most) * 1e6, payload)
+    start_s, length_s, most_ms = float(start), float(length), float(most)
+    if not abs(start_s) + abs(length_s) + abs(most_ms) < BEYOND:  # nor for nan
+        raise ValueError("not a time")
+    return Line(tag, start_s, length_s, most_ms * 1e6, payload)
 
 
 class HlogReader:

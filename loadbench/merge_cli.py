@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,15 +31,21 @@ def merge_command(directories: Sequence[Path], out: Path, no_report: bool, quiet
     Exit codes: those of report; 94 where shards are missing or did not end as planned, 2 where they are not of one run.
     """
     from loadbench.analysis.group import runs_in
+    from loadbench.chronicle import Chronicle
     from loadbench.cli import tell
-    from loadbench.shards import ended, put_together, read_parts
+    from loadbench.shard_facts import read_parts
+    from loadbench.shards import put_together
 
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is half made goes; Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     found = read_parts([run for directory in directories for run in runs_in(directory)])
-    put_together(found, out)
+    status, reason = put_together(found, out)
     if no_report:
-        status, reason = ended(found)
         click.echo(f"Results  {out}")
         if reason is not None:
             click.echo(f"loadbench: result invalid: {reason}", err=True)
         raise SystemExit({"complete": 0, "target_died": 93, "interrupted": 130}.get(status, 94))
-    raise SystemExit(tell(out, quiet=quiet, as_json=as_json))
+    chronicle = Chronicle(Path("results"))
+    chronicle.commit = None  # which one the shards' machines were at is not known
+    raise SystemExit(tell(out, quiet=quiet, as_json=as_json, note=chronicle.note))

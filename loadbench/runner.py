@@ -142,7 +142,7 @@ class Run:
                 await self._cluster.read_clocks()
                 journal.facts["cluster"] = self._cluster.facts()
         self._watch.say("putting the workers' files together" if crew.hired else None)
-        merge_shards(self.folder, journal.started_wall_ns)
+        journal.facts["torn"] = merge_shards(self.folder, journal.started_wall_ns)
         return ("target_died", death) if death is not None else self._how_it_ended(crew)
 
     def _site(self, target: Target, crew: Crew, vigil: Vigil, hosts: Hosts) -> Site:
@@ -359,6 +359,8 @@ class Run:
         counters = crew.counters()
         self._watch.end(level)
         canaries, ended_by = stall.canaries, STALLED if stall.canaries else crew.reason
+        if self._slots is not None and not canaries and ended_by != "target_died":
+            await self._slots.over(level, crew)  # or our canary would come beside what other shards have in flight
         if not canaries and self.scenario.canary and crew.stop_reason is None:
             self._watch.say("sending a canary")
             canaries = await site.canaries.after(level)

@@ -107,14 +107,15 @@ def shard_of(text: str | None) -> tuple[int, int]:
 
 
 def moment_of(text: str | None, shard: str | None) -> int | None:
-    """``--start-at`` in nanoseconds of the wall clock: an RFC 3339 time, seconds since 1970, or +90s from now."""
+    """``--start-at`` in nanoseconds of the wall clock: an RFC 3339 time, or seconds since 1970.
+
+    No time from now: each shard would reckon it from its own start, and no two would have the same.
+    """
     if (text is None) != (shard is None):
         got = "--shard" if text is None else "--start-at"
         raise UsageError(f"{got}: expected --shard I/N and --start-at TIME together, got one of them")
     if text is None:
         return None
-    if match := re.fullmatch(r"\+(\d{1,6})s?", text):
-        return time.time_ns() + int(match[1]) * 10**9
     if re.fullmatch(r"\d{1,12}(\.\d+)?", text):
         return int(float(text) * 1e9)
     try:
@@ -123,6 +124,7 @@ def moment_of(text: str | None, shard: str | None) -> int | None:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise UsageError(
-            f"--start-at: expected a time such as 2026-11-22T14:20:00Z, seconds since 1970, or +90s, got {text}"
+            "--start-at: expected a time such as 2026-11-22T14:20:00Z or seconds since 1970, the same for all shards,"
+            f" got {text}"
         )
     return round(moment.timestamp() * 1e6) * 1000

@@ -301,6 +301,16 @@ def test_the_throughput_of_the_figure_and_of_the_table_are_told_apart(tmp_path: 
     assert "ceiling" not in str(figure.spec)
 
 
+def test_the_percentile_figure_tells_the_series_of_the_table(tmp_path: Path) -> None:
+    """A closed loop whose requests went out 40 ms after they were due: the table has service time."""
+    run = rundir.read(write_run(tmp_path, [Planned(Closed(1))]))
+    run.samples.due_ns[:] -= 4e7
+    summary = summarise(run)
+    found = figures(summary, run)
+    figure = next(f for f in found if isinstance(f, Figure) and f.title.startswith("How slow are the slowest? TTFT"))
+    assert "half within 60." in figure.alt  # response time is 40 ms more
+
+
 def test_the_value_of_a_model_stands_at_its_mark(tmp_path: Path) -> None:
     figure = next(f for f in drawn(rundirs.three_models(tmp_path)) if isinstance(f, Figure) and f.name == "models")
     assert isinstance(figure, Figure)

@@ -332,7 +332,7 @@ def test_a_directory_that_is_not_empty_is_refused_and_a_merge_that_fails_leaves_
     rewrite(parts[1], "telemetry.jsonl", lambda row: {"event": row["event"]})
     (empty := tmp_path / "empty").mkdir()
     with pytest.raises(
-        UsageError, match="part-1/telemetry.jsonl:1: expected a line as loadbench run writes it, found t_ns missing"
+        UsageError, match=r"part-1/telemetry\.jsonl:1: expected a line as loadbench run writes it, found t_ns missing"
     ):
         together(parts, empty)
     assert {path.name for path in tmp_path.iterdir()} == {"part-0", "part-1", "empty"}

@@ -293,6 +293,21 @@ def test_where_only_users_varied_needs_are_told_for_the_tokens_that_were_measure
     assert cells(rows_of(text, "what it would need")[0]) == ["users", "88 tokens each"]
 
 
+def test_a_load_that_was_measured_is_in_no_brackets_though_its_tokens_differ_by_chance(
+    rungs: Summary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit's mean is 88 tokens a stream; a level of 8 users had 86."""
+    levels = [
+        replace(level, memory=replace(level.memory, streams=8, tokens=tokens)) if level.memory else level
+        for level, tokens in zip(rungs.levels, [86.0] + [60.0] * len(rungs.levels), strict=False)
+    ]
+    found = replace(fitted(per_token=UNTOLD, at_tokens=88.0), levels=tuple(level.index for level in levels))
+    text = console(replace(rungs, levels=tuple(levels), memory=(found,)), 120, monkeypatch)
+    needs = {row[0]: row[1] for row in map(cells, rows_of(text, "what it would need")) if len(row) > 1}
+    assert not needs["8"].startswith("(")
+    assert needs["16"].startswith("(")
+
+
 def test_nothing_is_foretold_from_a_fit_that_cannot_tell_a_stream_from_none(
     rungs: Summary, monkeypatch: pytest.MonkeyPatch
 ) -> None:

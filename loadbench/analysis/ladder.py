@@ -13,10 +13,11 @@ from loadbench.analysis import words
 from loadbench.analysis.findings import Ladder
 from loadbench.analysis.search import told
 from loadbench.analysis.stats import FLOORS
-from loadbench.analysis.summary import Level
+from loadbench.analysis.summary import AtEndpoint, Level
 from loadbench.analysis.words import is_fixed, load_of
 from loadbench.records import load_title
 from loadbench.scenario.shapes import StopRules, is_ladder
+from loadbench.target.state import DEAD
 
 MEMORY_FAILURE = "memory_failure"
 IN_A_ROW = 2
@@ -45,15 +46,17 @@ def stop_after(rules: StopRules, levels: Sequence[Level], elapsed_s: float) -> t
 def _broken(rules: StopRules, levels: Sequence[Level], elapsed_s: float) -> Iterator[tuple[str, str]]:
     """The gravest first."""
     last = levels[-1]
-    where, requests = f"at {load_title(last.load)}", last.requests
-    failed = requests.attempted - requests.ok
-    if rules.degraded and last.target.state not in (None, "healthy"):
-        yield "degraded", f"the target was {last.target.state} after it"
-    if rules.error_rate is not None and failed > rules.error_rate * requests.attempted:
-        share = failed / requests.attempted
+    where, living = f"at {load_title(last.load)}", [here for here in last.endpoints if here.state not in DEAD]
+    whose, asked = (" by endpoints that live", living) if living else ("", [last])
+    attempted = sum(part.requests.attempted for part in asked)
+    failed = attempted - sum(part.requests.ok for part in asked)
+    if rules.degraded and (unwell := _unwell(last, living)):
+        yield "degraded", unwell
+    if rules.error_rate is not None and failed > rules.error_rate * attempted:
+        share = failed / attempted
         yield (
             "error_rate",
-            f"{failed} of {requests.attempted} requests failed {where}: {share:.0%}, over {rules.error_rate:.0%}",
+            f"{failed} of {attempted} requests failed{whose} {where}: {share:.0%}, over {rules.error_rate:.0%}",
         )
     if rules.over_capacity and last.road is not None and last.road.result == "over_capacity":
         yield "over_capacity", f"over capacity: {last.road.because}"
@@ -63,6 +66,14 @@ def _broken(rules: StopRules, levels: Sequence[Level], elapsed_s: float) -> Iter
         yield "gain", because
     if rules.time_s is not None and elapsed_s >= rules.time_s:
         yield "time", f"the stage has taken {elapsed_s:.0f} s, and its time is {rules.time_s:g} s"
+
+
+def _unwell(level: Level, living: Sequence[AtEndpoint]) -> str | None:
+    """How the target was not healthy. Of a fleet those count that live: a ladder goes on beside a dead one."""
+    if not living:
+        return None if level.target.state in (None, "healthy") else f"the target was {level.target.state} after it"
+    sick = (here for here in living if here.state not in (None, "healthy"))
+    return next((f"{here.url} was {here.state} after it" for here in sick), None)
 
 
 def _no_gain(least: float, levels: Sequence[Level]) -> str | None:

@@ -82,6 +82,8 @@ def _told_of(facts: Facts) -> dict[tuple[str, str], Any]:
     engine = {name: value for name, value in (endpoint.get("facts") or {}).items() if name in ENGINE}
     local = endpoint.get("local")
     found = {("scenario", path): value for path, value in _leaves(_scenario(facts))}
+    shard = facts.get("shard")
+    found["scenario", "load"] = "all of it" if not shard else f"the part of shard {shard['index']}/{shard['count']}"
     found |= {("scenario", "find " + path): value for path, value in _leaves(facts.get("find") or {})}
     served = [model for model in facts["models"] if model["id"] is not None]
     found["model", "models"] = [model["id"] for model in served]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
+
+from loadbench.analysis.summary import Summary
+
+A_PART = "a_part"
 
 
 def users_of(facts: Mapping[str, Any], users: int) -> int:
@@ -12,11 +17,26 @@ def users_of(facts: Mapping[str, Any], users: int) -> int:
     return users if not shard else len(range(shard["index"], users, shard["count"]))
 
 
+def of_its_part(summary: Summary) -> Summary:
+    """Of a run that is one shard without the levels of which it had no part: that nothing was due is no failure."""
+    if not any(caution.about == A_PART for caution in summary.cautions):
+        return summary
+    empty = {level.index for level in summary.levels if level.complete and not level.requests.attempted}
+    return replace(
+        summary,
+        levels=tuple(level for level in summary.levels if level.index not in empty),
+        gates=tuple(gate for gate in summary.gates if gate.level not in empty),
+    )
+
+
 def doubts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """About, reason, advice."""
     if shard := facts.get("shard"):
         reason = f"this is shard {shard['index']}/{shard['count']}: loads are named as a whole, figures are of its part"
-        yield "a_part", reason, "put all shards together with loadbench merge"
+        yield A_PART, reason, "put all shards together with loadbench merge"
+    for file, lines in (facts.get("torn") or {}).items():  # of whole files; of these are told when they are read
+        reason = f"{lines} unreadable line{'s' if lines > 1 else ''} in {file} left out when shards were put together"
+        yield "torn", reason, "expected of a process that was killed; else its disk was full or a copy is not whole"
     machines = len({shard["machine"] for shard in facts.get("shards") or ()})
     if machines > 1:
         reason = (

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from loadbench.analysis import fleet, left_out, memory_words, open_words, sentences, words
+from loadbench.analysis import fleet, left_out, memory_words, open_words, sentences, sharded, words
 from loadbench.analysis.assertion import WHOLE_SLO
 from loadbench.analysis.cautions import ENDED, STATUS
 from loadbench.analysis.findings import Result
@@ -53,9 +53,10 @@ def exit_code(summary: Summary) -> int:
         return 93
     if any(model.status == "failed" for model in summary.models):
         return 3
+    levels, summary = summary.levels, sharded.of_its_part(summary)
     if summary.status != "complete" or any(_invalid(level, summary) for level in _valid_needed(summary)):
         return 94
-    if not summary.levels:
+    if not levels:
         answered = answers_only(summary) and any(told.answers > told.failed for told in summary.quality)
         return 0 if answered and not summary.gates else 94
     if any(search.result == "undecided" for search in summary.searches) or _gave_up(summary):
@@ -91,6 +92,7 @@ def why(summary: Summary, code: int) -> str:
     if summary.status != "complete":
         ended = sum(level.complete for level in summary.levels)
         return f"result invalid: {STATUS[summary.status]} when {ended} of {summary.levels_planned} levels had ended"
+    summary = sharded.of_its_part(summary)
     if gave_up := _gave_up(summary):
         return f"result invalid: the memory ladder has no answer: {gave_up}"
     unanswered = [search.because for search in summary.searches if search.result == "undecided"]

@@ -332,6 +332,9 @@ def machine_line(summary: Summary) -> str:
     size = facts.get("memory_bytes")
     parts = [facts.get("cpu"), count(facts["cores"], "core") if facts.get("cores") else None]
     parts += [octets(size) if size else None, facts.get("os")]
+    if spread := facts.get("shards"):
+        size = f"{count(spread['machines'], 'machine')}, load processes: {spread['processes']}"
+        parts.append(f"shard 0's of {spread['count']} (on {size})")
     return ", ".join(str(part) for part in parts if part)
 
 

@@ -31,12 +31,18 @@ def figures(summary: Summary, run: RunData) -> Iterator[Figure | LeftOut]:
     yield from figures_model.kind_figures(summary)
 
 
-def write_figures(folder: Path, drawn: Sequence[Figure | LeftOut]) -> None:
-    """The core figures as SVG files; UsageError where the plot library or the disk does not let them be made."""
+def write_figures(folder: Path, drawn: Sequence[Figure | LeftOut]) -> str:
+    """The core figures as SVG files; returns a line of which, where, and what had nothing to show.
+
+    UsageError where the plot library or the disk does not let them be made.
+    """
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder}: expected a folder that can be made ({error.strerror})") from error
-    for figure in drawn:
-        if isinstance(figure, Figure) and figure.core:
-            write_whole(folder / f"{figure.name}.svg", plots.svg(figure.spec, figure.title).encode())
+    made = [figure for figure in drawn if isinstance(figure, Figure) and figure.core]
+    for figure in made:
+        write_whole(folder / f"{figure.name}.svg", plots.svg(figure.spec, figure.title).encode())
+    files = ", ".join(f"{figure.name}.svg" for figure in made) or "none"
+    left = "; ".join(f"{one.title} ({one.because})" for one in drawn if isinstance(one, LeftOut))
+    return f"figures in {folder}: {files}" + (f". Nothing to show: {left}" if left else "")

@@ -172,7 +172,12 @@ def _compared(rows: list[dict[str, Any]], names: Sequence[str], title: str, bett
             if channel in mark["encoding"]:
                 mark["encoding"][channel] = mark["encoding"][channel] | {"legend": None}
     layers = [layer(whiskers, "rule", x=low, x2={"field": "high"}, y=y, color=colour)] if whiskers else []
-    beside = [row | {"end": row.get("high", row["x"])} for row in rows]
+    # Beside the mark, or above it where its interval is in the way: at the end of that it would read as the end's.
+    wide = [row for row in rows if "high" in row]
     mark = {"type": "text", "align": "left", "dx": 10, "color": picture.INK, "fontSize": 11.5}
-    words = layer(beside, mark, x=x | {"field": "end"}, y=y, text={"field": "words", "type": "nominal"})
-    return picture.view([*layers, *marks, words], text, height=ROW_HEIGHT * len(names))
+    words = [
+        layer(some, mark | {"dy": dy}, x=x, y=y, text={"field": "words", "type": "nominal"})
+        for some, dy in (([row for row in rows if row not in wide], 0), (wide, -8))
+        if some
+    ]
+    return picture.view([*layers, *marks, *words], text, height=ROW_HEIGHT * len(names))

@@ -59,7 +59,8 @@ def _percentiles(levels: list[Level], curves: list[PercentileCurve], metric: str
     rows = [row for curve in drawn for row in _rows(curve, titles[curve.level])]
     y = latency_axis("y", [float(row["y"]) for row in rows])
     series = [one for one in ("response", "service") if any(row["time"] == one for row in rows)]
-    marked = [row for row in rows if row["time"] == series[0] and row["named"]]
+    first = levels[0].headline if levels[0].headline in series else series[0]  # as the table and the verdict have it
+    marked = [row for row in rows if row["time"] == first and row["named"]]
     above = f"{LATENCIES[metric].title}{f', {series[0]}' if len(series) < 2 else ''}"
     notes = [] if len(names) == len(titles) else [f"{len(names)} of {len(titles)} loads are drawn; the table has all"]
     if same:
@@ -74,7 +75,7 @@ def _percentiles(levels: list[Level], curves: list[PercentileCurve], metric: str
             key(marked),
             height=300,
         ),
-        alt="; ".join(f"{titles[c.level]}: {_in_words(c)}" for c in _ends(drawn, series[0])) + ".",
+        alt="; ".join(f"{titles[c.level]}: {_in_words(c)}" for c in _ends(drawn, first)) + ".",
         headings=("load", "time", "n", "50 %", "90 %", "95 %", "99 %", "99.9 %", "slowest"),
         rows=tuple(
             (titles[c.level], c.series, f"{c.n:,}", *(_at(c, p) for p in (0.5, 0.9, 0.95, 0.99, 0.999)), _last(c))

@@ -26,6 +26,7 @@ OF = {
 }
 NONE = "–"
 SAMPLED = "≥"  # before a peak that is the highest of samples
+AS_MANY = 0.95  # of the tokens asked for: levels are told as one number, and theirs differ by chance
 TOO_MUCH = "!"  # after what does not fit
 
 USERS = (1, 2, 4, 8, 16, 32)
@@ -274,7 +275,7 @@ def _needs(summary: Summary, memory: Memory) -> list[Finding]:
 
     def cell(users: int, tokens: float) -> str:
         needed = base + users * each[tokens]
-        seen = any((x.streams or 0) >= users and (x.tokens or 0) >= tokens for x in whole)
+        seen = any((x.streams or 0) >= users and (x.tokens or 0) >= AS_MANY * tokens for x in whole)
         told = _size(needed) if seen else f"({_size(needed)})"
         return f"{told} {TOO_MUCH}" if needed > room or (users >= failed_users and tokens >= failed_tokens) else told
 

@@ -44,6 +44,7 @@ def write_report(
     exports: Collection[str] = (),
     gates: Asked | None = None,
     warn: Callable[[str], None] = _warn,
+    note: Callable[[str], None] = _warn,
 ) -> Summary:
     """Read the directory and write its reports, each whole; UsageError where it is no run.
 
@@ -52,7 +53,7 @@ def write_report(
     format of others: workshop; ``exports`` names where metrics go: prometheus (a file) and otlp (sent; UsageError where
     that fails). ``gates`` are asserted instead of those that the run was started with, if they assert anything.
     ``warn`` gets a line for what cannot be written, as in a directory that may only be read: the summary is there to be
-    shown all the same.
+    shown all the same; ``note`` gets one for the pictures that were made.
     """
     run = rundir.read(run_dir)
     summary = summarise(run, weights, of_report(gates, run_dir))
@@ -83,7 +84,7 @@ def write_report(
     if unwritten:
         warn(unwritten[0] + (f" (and {len(unwritten) - 1} more like it)" if unwritten[1:] else ""))
     if pictures:
-        write_figures(run_dir / "figures", drawn)
+        note(write_figures(run_dir / "figures", drawn))
     if "otlp" in exports:
         send(summary)
     return summary

@@ -41,7 +41,7 @@ class Overrides:
     """
 
     sets: tuple[str, ...] = ()
-    endpoint: str | None = None
+    endpoint: str | Sequence[str] | None = None
     models: tuple[str, ...] = ()
     concurrency: str | None = None
     rate: str | None = None
@@ -263,12 +263,15 @@ def _models_file(document: Document, folder: Path) -> Mapping[str, ModelNote]:
 
 
 def _fits(scenario: Scenario, document: Document) -> None:
-    """Refuse what is for the embedded service only, or for others only, a model twice, and a price in nothing."""
+    """Refuse what is for the embedded service only, or for others only, and keys that take another beside them."""
     for model in scenario.models:
         if (times := scenario.models.count(model)) > 1:
             raise document.error(("models",), f"expected each model once, got {model} {times} times")
     if scenario.price_per_kwh is not None and scenario.currency is None:
         raise document.error(("price_per_kwh",), "expected currency beside it, got none")
+    for metric in () if scenario.request.stream or scenario.slo is None else ("ttft", "tpot", "gap"):
+        if getattr(scenario.slo, metric) is not None:
+            raise document.error(("slo", metric), "expected request.stream: true beside it, got false")
     if scenario.memory_limit_bytes is not None and not scenario.embedded:
         raise document.error(("memory_limit",), "expected the embedded service beside it, got an endpoint elsewhere")
     if scenario.target_probe is not None and scenario.embedded:
