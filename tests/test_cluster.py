@@ -71,6 +71,7 @@ async def test_an_address_at_which_there_is_no_cluster_is_one_line(tmp_path: Pat
     for address, line in (
         ("nonsense", f"{form} nonsense"),
         ("http://h:x", f"{form} http://h:x"),
+        ("[::1:5", f"{form} [::1:5"),
         ("127.0.0.1:1", f"--cluster 127.0.0.1:1: {refused}"),
         ("ray://127.0.0.1:1", f"--cluster ray://127.0.0.1:1: {refused}"),
     ):

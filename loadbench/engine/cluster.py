@@ -46,7 +46,7 @@ PLACE_TIMEOUT_S = 120.0
 """A cluster that grows on demand starts a machine within about two minutes."""
 
 
-QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": "^"}
+QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": "^", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Ray's own threads print what befalls a node, pages of it and on stdout, where the report goes or JSON. What concerns
 us is told by the calls; who looks for more sets the variable, or reads Ray's logs."""
 
@@ -277,8 +277,8 @@ def _check_versions(node: str, facts: Mapping[str, Any]) -> None:
 
 async def _answers(address: str) -> None:
     """UsageError where nobody listens at an address: Ray itself would try for minutes, and say so on the terminal."""
-    split = urlsplit(address if "://" in address else f"//{address}")
     try:
+        split = urlsplit(address if "://" in address else f"//{address}")
         host, port = split.hostname, split.port or (RAY_CLIENT_PORT if split.scheme == "ray" else None)
     except ValueError:
         host, port = None, None
@@ -330,4 +330,6 @@ def _why_lost(error: Exception) -> str:
     told = str(error)
     if "node" in told and ("node has died" in told or "node died" in told):
         return "its node died"
+    if "owner has died" in told or "owner died" in told:
+        return "Ray on the machine of this run died, and with it the actors"
     return "its actor died" if "actor" in told.lower() else _first_line(error)
