@@ -19,7 +19,10 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from time import perf_counter_ns
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +32,7 @@ import pytest
 from scipy import stats
 
 from loadbench import __version__
-from loadbench.engine.cluster import Cluster, _check_versions, _shipped
+from loadbench.engine.cluster import Cluster, _check_versions, _Mailbox, _shipped
 from loadbench.errors import UsageError
 from loadbench.hdr import Hdr, HlogReader, split_tag
 from loadbench.target.fake import FakeServer, Script, Truth, serve
@@ -77,6 +80,21 @@ async def test_an_address_at_which_there_is_no_cluster_is_one_line(tmp_path: Pat
     ):
         with pytest.raises(UsageError, match=f"^{re.escape(line)}$"):
             await Cluster.connect(address)
+
+
+@pytest.mark.parametrize("ahead_ns", [3_600_000_000_000, -3_600_000_000_000])
+async def test_a_clock_that_is_an_hour_ahead_or_behind_reads_the_runs_time(ahead_ns: int) -> None:
+    """The nodes of the cluster above share one clock: an offset of the wrong sign would be too small to be seen."""
+
+    def theirs() -> SimpleNamespace:
+        done: Future[int] = Future()
+        done.set_result(perf_counter_ns() + ahead_ns)
+        return SimpleNamespace(future=lambda: done)
+
+    ray = SimpleNamespace(exceptions=SimpleNamespace(RayError=RuntimeError))
+    line = _Mailbox(ray, SimpleNamespace(now_ns=SimpleNamespace(remote=theirs)), Path(), 0)
+    await line.read_clock("")
+    assert abs(line.facts["offset_ns"] - ahead_ns) <= line.facts["error_ns"] < 50_000_000
 
 
 async def test_where_no_cluster_runs_it_is_said_how_to_start_one(tmp_path: Path) -> None:
