@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -289,11 +290,11 @@ def hold_runner(text: str, mark: str = MARK) -> None:
         )
 
 
-def hold_error(text: str) -> None:
+def hold_error(text: str, lines: int = 1) -> None:
     """What is wrong, in one line."""
     hold_runner(text)
-    assert text.startswith("loadbench: ")
-    assert text.count("\n") == 1
+    assert all(line.startswith("loadbench: ") for line in text.splitlines())
+    assert text.count("\n") == lines
 
 
 def obeyed(text: str) -> Iterator[str]:
@@ -439,7 +440,8 @@ HELD: dict[str, Callable[[str], None]] = {
     **dict.fromkeys(("1/summary.csv", "1/decision.csv", "intervals.csv", "endpoints.csv"), hold_csv),
     **dict.fromkeys(("1/figures/models.svg", "1/figures/over-time.svg", "1/figures/throughput-closed-0.svg"), hold_svg),
     "clean out": lambda text: hold_runner(text, FOLDER.partition("\x1b")[0]),
-    **dict.fromkeys(("usage err", "models load err", "baseline err", "refused err", "report err"), hold_error),
+    **dict.fromkeys(("usage err", "models load err", "baseline err", "refused err"), hold_error),
+    "report err": partial(hold_error, lines=2),  # where the figures are, and what is wrong
     **dict.fromkeys(("compare err", "clean err"), lambda text: hold_runner(text, "")),
     "asserted err": lambda text: hold_runner(text, ""),
     "otlp": hold_otlp,
