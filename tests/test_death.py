@@ -28,10 +28,7 @@ from loadbench.target.fake_script import Script
 from tests.asking import scripted
 from tests.command import ended, events, eventually, facts, rows, started, states, summary
 
-pytestmark = [
-    pytest.mark.alone,
-    pytest.mark.skipif(sys.platform == "win32", reason="kills and stops processes as POSIX does"),
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills and stops processes as POSIX does")
 
 PHASES = ("before", "load", "drain", "between")
 BOUND_S = 20.0  # from the fault to the end of the run

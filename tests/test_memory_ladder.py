@@ -26,7 +26,7 @@ from loadbench.target.target import Target
 from tests.asking import scripted
 from tests.command import ended, events, eventually, facts, loadbench, rows, started, states, summary
 
-pytestmark = [pytest.mark.alone, pytest.mark.skipif(sys.platform != "linux", reason="limits memory as on Linux")]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as on Linux")
 
 BY_RLIMIT = {"LOADBENCH_MEMORY_LIMIT_KIND": RLIMIT_DATA}
 MIB = 1 << 20
@@ -274,6 +274,7 @@ async def test_a_host_with_less_than_the_floor_is_not_loaded_at_all(tmp_path: Pa
     assert asked == (0 if words else 1)  # the canary
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_the_guard_cuts_a_rung_that_takes_what_the_host_needs(tmp_path: Path, workers: str) -> None:
     """The rung would take 2 GiB, and the floor lies 1 GiB below what there is."""
