@@ -80,9 +80,9 @@ class Canaries:
         """One each, beside the load while a level runs. ``within_s``: where the deadlines are longer it has so long."""
         canary = replace(CANARY, index=next(self._numbers))
         samples = await self._crew.each(canary, "canary", level, within_s=within_s)
-        good_ms = [first_ms(sample) or 0.0 for sample in samples if sample.outcome == "ok"]
+        good_ms = [first_ms(sample) for sample in samples if sample.outcome == "ok"]
         if good_ms and within_s is None:
-            self.usual_ms = max(good_ms)
+            self.usual_ms = max((ms for ms in good_ms if ms is not None), default=None)  # absent without streaming
         return samples
 
     async def at(self, endpoint: int, level: int) -> Sample:

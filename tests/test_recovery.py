@@ -7,11 +7,15 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter_ns
 from typing import cast
 
 import pytest
 
+from loadbench.aftermath import Canaries
+from loadbench.engine.crew import Crew
+from loadbench.engine.load import Clock
 from loadbench.errors import UsageError
 from loadbench.records import Sample
 from loadbench.target import foundry as foundry_module
@@ -20,7 +24,7 @@ from loadbench.target.fake import Script, serve
 from loadbench.target.models import Resolved
 from loadbench.target.recovery import Recovery, recover
 from loadbench.target.target import Target
-from tests.asking import answering, ask_once, faking, head, listening
+from tests.asking import answering, ask_once, faking, head, listening, wire_to
 from tests.embedded import Asked, embedded
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="stops processes as on Linux")
@@ -188,3 +192,16 @@ async def test_a_service_that_is_not_ours_is_not_restarted() -> None:
         target = await Target.at(server.base_url, "test", {})
         with pytest.raises(UsageError, match="only the embedded service is ours to restart"):
             await target.restart()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_is_usual_before_a_death_is_absent_without_streaming_and_not_zero(
+    stream: bool, tmp_path: Path
+) -> None:
+    async with faking(first_token_ms=5) as server, Crew(tmp_path, Clock(), 0) as crew:
+        crew.talk_to(wire_to(server.port, stream=stream))
+        canaries = Canaries(crew)
+        (sample,) = await canaries.send(0)
+    assert sample.outcome == "ok"
+    assert (canaries.usual_ms is not None) == stream
+    assert canaries.usual_ms != 0.0
