@@ -89,7 +89,7 @@ class Run:
                 self._cluster = await Cluster.connect(self.order.cluster)
             target = await open_target(self.order.loaded, self.order.headers, self._watch.say)
             status, reason = await self._measure_all(target)
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C, too: whatever ends a run, what was measured is kept
             interrupted = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
             self._give_up(*("interrupted", None) if interrupted else ("failed", str(error) or type(error).__name__))
             raise

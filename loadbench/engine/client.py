@@ -151,7 +151,7 @@ class Client:
             _, connection = await loop.create_connection(
                 lambda: _Connection(sock, self._forget), sock=sock, ssl=self._tls, server_hostname=name
             )
-        except BaseException:
+        except BaseException:  # cancelled, too: nobody else would close it
             sock.close()
             raise
         acknowledge_always(sock)

@@ -129,7 +129,7 @@ class EmbeddedFoundry:
                 answer = await asyncio.to_thread(_converse, process, request, _ignore)
         except TimeoutError:
             answer = {"error": f"no answer within {START_TIMEOUT_S:.0f} s"}
-        except BaseException:
+        except BaseException:  # cancelled, too: no process and no folder is left behind
             _end(process, grace_s=0)
             _release(limit)
             shutil.rmtree(folder, ignore_errors=True)

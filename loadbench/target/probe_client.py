@@ -75,7 +75,7 @@ class RemoteMemory:
         """Connect, and measure the clocks' offset. Raises TargetError."""
         try:
             self.offset = await self.measure_offset()
-        except BaseException:
+        except BaseException:  # cancelled, too: whoever does not get in is never let out
             self._drop()
             raise
         return self
